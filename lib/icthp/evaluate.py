@@ -1,0 +1,149 @@
+"""What a picture, a scorer or a tuned generator is worth: paradox, preference accuracy, GenEval, JPEG size, diversity."""
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy import stats
+from torch import Tensor
+
+from icthp import microworld
+from icthp.detector import Detection
+
+
+def interval(values, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> dict:
+    """Mean with a percentile bootstrap interval over the rows of `values` (n,): {"mean", "low", "high", "n"}."""
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) < 2:
+        raise ValueError(f"an interval needs at least two values, not {len(values)}")
+    draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    low, high = np.quantile(values[draws].mean(1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return {"mean": values.mean().item(), "low": low.item(), "high": high.item(), "n": len(values)}
+
+
+def flat(name: str, values, **kwargs) -> dict:
+    """interval() as flat metric keys: name, name_low, name_high, name_n."""
+    i = interval(values, **kwargs)
+    return {name: i["mean"], f"{name}_low": i["low"], f"{name}_high": i["high"], f"{name}_n": i["n"]}
+
+
+# ---- pictures ---------------------------------------------------------------------------------------------------
+
+
+def jpeg_bytes(pixels: Tensor, quality: int = 95) -> Tensor:
+    """(b, 3, h, w) in [0, 1] -> (b,) float32 bytes of the JPEG file, 4:2:0, as DDPO's incompressibility reward."""
+    sizes = []
+    for array in pixels.detach().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy():
+        Image.fromarray(array).save(buffer := io.BytesIO(), "JPEG", quality=quality)
+        sizes.append(buffer.tell())
+    return torch.tensor(sizes, dtype=torch.float32)
+
+
+def diversity(features: Tensor, groups) -> Tensor:
+    """Mean cosine distance between pictures of one group. features (b, d), groups b ids -> one value a group, (g,)."""
+    unit, groups = torch.nn.functional.normalize(features, dim=-1), np.asarray(groups)
+    out = []
+    for g in dict.fromkeys(groups.tolist()):
+        f = unit[torch.from_numpy(groups == g)]
+        n = len(f)
+        if n > 1:
+            out.append((n * n - (f @ f.T).sum()) / (n * (n - 1)))
+    return torch.stack(out)
+
+
+# ---- preference -------------------------------------------------------------------------------------------------
+
+PAIRS = {"i2_i1": (1, 0), "i3_i2": (2, 1), "i3_i1": (2, 0)}
+
+
+def preference(scores: Tensor) -> dict[str, Tensor]:
+    """scores (b, 3) of I1, I2, I3 -> for each pair (b,) 1 where the better picture scores higher, 0.5 at a tie.
+
+    i2_i1 is measured against human votes; i3_i2 and i3_i1 hold by construction of the data.
+    """
+    return {name: (scores[:, a] > scores[:, b]).double() + 0.5 * (scores[:, a] == scores[:, b]) for name, (a, b) in PAIRS.items()}
+
+
+# ---- the paradox ------------------------------------------------------------------------------------------------
+
+
+def score_by_level(score, scenes: microworld.Scenes, style: str = "short") -> Tensor:
+    """The same scenes at every richness: score(pixels, prompts) -> (b,) becomes (b, levels). style: "short" prompts,
+    the same at every level, or "long" ones, which name what is drawn."""
+    columns = []
+    for level in range(microworld.LEVELS):
+        at = scenes.at(level / (microworld.LEVELS - 1))
+        columns.append(score(microworld.render(at), microworld.captions(at, style)).detach().cpu())
+    return torch.stack(columns, 1)
+
+
+def paradox_rate(by_level: Tensor) -> Tensor:
+    """(b, levels) -> (b,) share of ordered pairs of levels in which the richer picture scores strictly lower."""
+    poorer, richer = torch.triu_indices(by_level.shape[1], by_level.shape[1], 1)
+    return (by_level[:, richer] < by_level[:, poorer]).double().mean(1)
+
+
+def spearman(by_level: Tensor) -> float:
+    """Spearman correlation between level and mean score."""
+    return float(stats.spearmanr(np.arange(by_level.shape[1]), by_level.mean(0)).statistic)
+
+
+# ---- GenEval ----------------------------------------------------------------------------------------------------
+
+GENEVAL_TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+
+
+def micro_geneval(each: int, generator: torch.Generator) -> list[dict]:
+    """Held-out microworld prompts in GenEval's metadata format, `each` for every one of its six tasks."""
+    scenes = microworld.sample(each * 400, generator)
+    scenes = scenes[microworld.held_out(scenes)]
+    kind_of = dict(zip(GENEVAL_TASKS, (0, 1, 2, 0, 1, 1)))
+    rows, start = [], 0
+    for task, kind in kind_of.items():
+        chosen = scenes[(scenes.latents["kind"] == kind).nonzero()[start : start + each, 0]]
+        start += each  # tasks of one kind take different scenes
+        rows += [_metadata(task, chosen[i : i + 1]) for i in range(len(chosen))]
+    return rows
+
+
+def _metadata(task: str, scene: microworld.Scenes) -> dict:
+    s = {k: v.item() for k, v in scene.latents.items()}
+    include = [{"class": microworld.SHAPES[s["shape_a"]], "count": 2 + s["count"] if task == "counting" else 1}]
+    if s["kind"] == 1:
+        include.append({"class": microworld.SHAPES[s["shape_b"]], "count": 1})
+    if task in ("colors", "color_attr"):
+        for entry, k in zip(include, "ab"):
+            entry["color"] = microworld.COLOURS[s["colour_" + k]]
+    if task == "position":  # GenEval places the second object relative to the first
+        include[1]["position"] = [("right of", "below")[s["relation"]], 0]
+    return {"tag": task, "include": include, "prompt": microworld.captions(scene)[0]}
+
+
+def geneval_correct(found: list[Detection], metadata: dict) -> bool:
+    """GenEval's rule: every included class is there (exactly `count` times for the counting task, at least so often
+    otherwise), in its colour, at its place relative to the class it refers to."""
+    matched = []
+    for want in metadata["include"]:
+        objects = [d for d in found if d.label == want["class"]]
+        if len(objects) < want["count"] or (metadata["tag"] == "counting" and len(objects) != want["count"]):
+            return False
+        if "color" in want and sum(d.colour == want["color"] for d in objects) < want["count"]:
+            return False
+        if "position" in want:
+            relation, other = want["position"]
+            if not any(relation in relations(o, t) for o in objects for t in matched[other] if o is not t):
+                return False
+        matched.append(objects)
+    return True
+
+
+def relations(a: Detection, b: Detection, deadzone: float = 0.1) -> set[str]:
+    """How a lies relative to b, by centres; a component counts when it is more than half of the offset's length."""
+    offset = np.array([a.x - b.x, a.y - b.y])
+    length = np.linalg.norm(offset)
+    if length < deadzone:
+        return set()
+    x, y = offset / length
+    names = {"right of": x > 0.5, "left of": x < -0.5, "below": y > 0.5, "above": y < -0.5}
+    return {name for name, holds in names.items() if holds}

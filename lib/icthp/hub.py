@@ -1,0 +1,174 @@
+"""Folders in the formats of the model hub: open_clip's `local-dir:`, a CLIP tokenizer, a Stable Diffusion 3 pipeline."""
+
+import copy
+import json
+import math
+import os
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from open_clip.push_to_hf_hub import save_for_hf
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+
+
+def atomic(path, write) -> Path:
+    """Call write(temporary path beside `path`), then rename: a killed run leaves the old file or the new, never half."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    write(partial)
+    os.replace(partial, path)
+    return path
+
+
+def train_tokenizer(texts: list[str], context_length: int) -> CLIPTokenizer:
+    """A CLIP byte-pair tokenizer whose merges are learnt from `texts`; any other text falls back to its bytes."""
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    learner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=4096, end_of_word_suffix="</w>", show_progress=False))
+    merges = [tuple(pair) for pair in _merges(learner)]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = alphabet + [a + "</w>" for a in alphabet] + ["".join(pair) for pair in merges]
+    tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]  # the end token has the highest id
+    return CLIPTokenizer({t: i for i, t in enumerate(tokens)}, merges, model_max_length=context_length)
+
+
+def _merges(tokenizer: Tokenizer) -> list[list[str]]:
+    return json.loads(tokenizer.to_str())["model"]["merges"]
+
+
+def clip_config(tokenizer: CLIPTokenizer, *, image_size=64, patch=8, width=128, layers=4, text_layers=4, embed_dim=128) -> dict:
+    """open_clip's model_cfg of a small ViT CLIP that reads the given tokenizer from its own folder."""
+    vision = {"image_size": image_size, "patch_size": patch, "width": width, "layers": layers, "head_width": 32}
+    text = {"context_length": tokenizer.model_max_length, "vocab_size": len(tokenizer), "hf_tokenizer_name": "local-dir",
+            "width": width, "heads": width // 32, "layers": text_layers}  # fmt: skip
+    return {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text}
+
+
+def new_clip(config: dict) -> open_clip.CLIP:
+    """A CLIP with random weights and 0.5 / 0.5 normalisation, which `save_clip` writes beside the weights."""
+    model = open_clip.CLIP(**config)
+    open_clip.set_model_preprocess_cfg(model, {"size": config["vision_cfg"]["image_size"], "mean": [0.5] * 3, "std": [0.5] * 3})
+    return model
+
+
+def save_clip(model: open_clip.CLIP, tokenizer, config: dict, folder) -> None:
+    """Write `folder` so that open_clip.create_model_from_pretrained("local-dir:folder") reads it; weights in float16."""
+    save_for_hf(_half(model), getattr(tokenizer, "tokenizer", tokenizer), config, str(folder), safe_serialization=True)
+
+
+def _half(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).to("cpu", torch.float16)
+
+
+def text_tower(clip: open_clip.CLIP, tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+    """The text tower of an open_clip CLIP in transformers' format: equal features, so it fits a diffusers pipeline."""
+    blocks = clip.transformer.resblocks
+    width, heads = clip.token_embedding.embedding_dim, blocks[0].attn.num_heads
+    tower = CLIPTextModelWithProjection(CLIPTextConfig(
+        vocab_size=clip.token_embedding.num_embeddings, hidden_size=width, intermediate_size=blocks[0].mlp.c_fc.out_features,
+        projection_dim=clip.text_projection.shape[1], num_hidden_layers=len(blocks), num_attention_heads=heads,
+        max_position_embeddings=clip.positional_embedding.shape[0], hidden_act="gelu", bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))  # fmt: skip
+    tower.load_state_dict(_text_state(clip, "text_model." if hasattr(tower.text_model, "embeddings") else ""), strict=True)
+    return tower.eval()
+
+
+def _text_state(clip: open_clip.CLIP, root: str) -> dict[str, torch.Tensor]:
+    state = {
+        root + "embeddings.token_embedding.weight": clip.token_embedding.weight,
+        root + "embeddings.position_embedding.weight": clip.positional_embedding,
+        root + "final_layer_norm.weight": clip.ln_final.weight,
+        root + "final_layer_norm.bias": clip.ln_final.bias,
+        "text_projection.weight": clip.text_projection.T,
+    }
+    for i, block in enumerate(clip.transformer.resblocks):
+        layer = f"{root}encoder.layers.{i}."
+        for name, module in {"layer_norm1": block.ln_1, "layer_norm2": block.ln_2, "self_attn.out_proj": block.attn.out_proj,
+                             "mlp.fc1": block.mlp.c_fc, "mlp.fc2": block.mlp.c_proj}.items():  # fmt: skip
+            state |= {f"{layer}{name}.weight": module.weight, f"{layer}{name}.bias": module.bias}
+        for k, weight, bias in zip("qkv", block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3)):
+            state |= {f"{layer}self_attn.{k}_proj.weight": weight, f"{layer}self_attn.{k}_proj.bias": bias}
+    return {k: v.detach().clone().contiguous() for k, v in state.items()}
+
+
+def new_vae(channels=(16, 32, 64), latent_channels=8) -> AutoencoderKL:
+    """A small AutoencoderKL with random weights; it halves the side len(channels) - 1 times."""
+    n = len(channels)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * n, up_block_types=("UpDecoderBlock2D",) * n, block_out_channels=tuple(channels),
+        layers_per_block=1, latent_channels=latent_channels, norm_num_groups=8, sample_size=64, mid_block_add_attention=False,
+        use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1.0, shift_factor=0.0)  # fmt: skip
+
+
+def new_sd3(text_encoder, tokenizer, vae: AutoencoderKL, *, width=128, layers=5, text_width=96, text_layers=3, latent_size=16):
+    """A StableDiffusion3Pipeline around a trained tower and VAE; the transformer and a small second tower are random."""
+    first = text_encoder.config
+    second = CLIPTextModelWithProjection(CLIPTextConfig(
+        vocab_size=first.vocab_size, hidden_size=text_width, intermediate_size=4 * text_width, projection_dim=text_width,
+        num_hidden_layers=text_layers, num_attention_heads=text_width // 32, max_position_embeddings=first.max_position_embeddings,
+        bos_token_id=first.bos_token_id, eos_token_id=first.eos_token_id, pad_token_id=first.pad_token_id))  # fmt: skip
+    transformer = SD3Transformer2DModel(
+        sample_size=latent_size, patch_size=2, in_channels=vae.config.latent_channels, out_channels=vae.config.latent_channels,
+        num_layers=layers, attention_head_dim=32, num_attention_heads=width // 32, joint_attention_dim=first.hidden_size + text_width,
+        caption_projection_dim=width, pooled_projection_dim=first.projection_dim + text_width, pos_embed_max_size=latent_size,
+        qk_norm="rms_norm")  # fmt: skip
+    return StableDiffusion3Pipeline(
+        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae, text_encoder=text_encoder,
+        tokenizer=tokenizer, text_encoder_2=second, tokenizer_2=tokenizer, text_encoder_3=None, tokenizer_3=None)  # fmt: skip
+
+
+def save_sd3(pipe: StableDiffusion3Pipeline, folder) -> None:
+    """Write the pipeline with float16 weights that load as float32 by default, as a CPU wants them."""
+    parts = {k: _half(v) if isinstance(v, nn.Module) else v for k, v in pipe.components.items()}
+    StableDiffusion3Pipeline(**parts).save_pretrained(folder)
+    for config in Path(folder).glob("text_encoder*/config.json"):  # transformers takes its dtype from here
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2))
+
+
+def load_sd3(source: str, dtype=torch.float32, device="cpu", **kwargs) -> StableDiffusion3Pipeline:
+    """A pipeline from a folder or the Hub. A folder without the T5 encoder gets `fold_empty_t5`, so it is to be called
+    with max_sequence_length=1; its pictures are those of an ordinary call."""
+    index = Path(source) / "model_index.json"
+    if Path(source).is_dir() and not index.exists():
+        raise FileNotFoundError(f"{source} has no model_index.json: not a diffusers pipeline folder")
+    if index.exists() and json.loads(index.read_text()).get("text_encoder_3", [None])[0] is None:
+        kwargs |= {"text_encoder_3": None, "tokenizer_3": None}
+    pipe = StableDiffusion3Pipeline.from_pretrained(source, torch_dtype=dtype, **kwargs).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return fold_empty_t5(pipe) if pipe.text_encoder_3 is None else pipe
+
+
+def fold_empty_t5(pipe: StableDiffusion3Pipeline, length: int = 256) -> StableDiffusion3Pipeline:
+    """Without its T5 encoder the pipeline attends to `length` equal zero tokens. They stay equal in every block, so one
+    of them with log(length) added to its attention logit gives the same picture at a quarter of the work."""
+    pipe.transformer.set_attn_processor(FoldedJointAttention(length))
+    return pipe
+
+
+class FoldedJointAttention:
+    """Stable Diffusion 3's joint attention in which the last text token stands for `copies` equal ones."""
+
+    def __init__(self, copies: int):
+        self.copies = copies
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask=None, **_):
+        def heads(x, project, norm=None):  # (b, n, width) -> (b, heads, n, width / heads)
+            x = project(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            return x if norm is None else norm(x)
+
+        image, text = hidden_states, encoder_hidden_states
+        q = torch.cat([heads(image, attn.to_q, attn.norm_q), heads(text, attn.add_q_proj, attn.norm_added_q)], 2)
+        k = torch.cat([heads(image, attn.to_k, attn.norm_k), heads(text, attn.add_k_proj, attn.norm_added_k)], 2)
+        v = torch.cat([heads(image, attn.to_v), heads(text, attn.add_v_proj)], 2)
+        bias = torch.zeros(1, 1, 1, k.shape[2], dtype=q.dtype, device=q.device)
+        bias[..., -1] = math.log(self.copies)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+        out_image, out_text = out[:, : image.shape[1]], out[:, image.shape[1] :]
+        out_image = attn.to_out[1](attn.to_out[0](out_image))
+        return out_image, out_text if attn.context_pre_only else attn.to_add_out(out_text)

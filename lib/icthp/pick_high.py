@@ -1,0 +1,160 @@
+"""Pick-High triplets I1 < I2 < I3: schema, refiners, labels, and the official release's files."""
+
+import io
+import json
+import os
+import pickle
+import urllib.request
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from icthp import microworld
+
+PAIRS = datasets.Features(
+    {"easy_prompt": datasets.Value("string"), "image_1": datasets.Image(), "image_2": datasets.Image(),
+     "agreed": datasets.Value("bool")})  # I1 lost the vote, I2 won; agreed: a second annotator chose I2 as well  # fmt: skip
+TRIPLETS = datasets.Features(
+    PAIRS | {"refined_prompt": datasets.Value("string"), "image_3": datasets.Image(), "clip_1": datasets.Value("float32"),
+             "clip_2": datasets.Value("float32"), "text_sim": datasets.Value("float32")})  # raw cosines; theta comes later  # fmt: skip
+
+
+# ---- pictures ---------------------------------------------------------------------------------------------------
+
+
+def encode(pixels: Tensor, format: str = "PNG", **options) -> list[dict]:
+    """Pixels (b, 3, h, w) in [0, 1] as file contents, in the form that datasets.Image() stores."""
+    rows = []
+    for array in pixels.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy():
+        Image.fromarray(array).save(buffer := io.BytesIO(), format, **options)
+        rows.append({"bytes": buffer.getvalue(), "path": None})
+    return rows
+
+
+def to_pixels(picture) -> Tensor:
+    """A PIL image or a path -> (3, h, w) float32 in [0, 1]. Raises ValueError that names a file that cannot be read."""
+    try:
+        image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+        array = np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{picture} cannot be read as a picture: {error}") from error
+    return torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255
+
+
+def stack(pictures, size: int | None = None) -> Tensor:
+    """Pictures or paths -> (n, 3, h, w); all resized to size x size (bicubic, antialiased) when given."""
+    tensors = [to_pixels(p) for p in pictures]
+    if size is not None:
+        resize = lambda t: torch.nn.functional.interpolate(t[None], (size, size), mode="bicubic", antialias=True)[0].clamp(0, 1)  # noqa: E731
+        tensors = [t if t.shape[1:] == (size, size) else resize(t) for t in tensors]
+    return torch.stack(tensors)
+
+
+def legacy_pairs(scenes: microworld.Scenes, generator: torch.Generator) -> datasets.Dataset:
+    """The microworld's Pick-a-Pic: two legacy pictures of each prompt, JPEG at quality 75, ordered by one vote."""
+    (a, truth_a), (b, truth_b) = (microworld.legacy(scenes, generator) for _ in range(2))
+    utility_a, utility_b = microworld.utility(truth_a), microworld.utility(truth_b)
+    first, second = (microworld.votes(utility_a, utility_b, generator) for _ in range(2))
+    won, lost = (torch.where(w[:, None, None, None], a, b) for w in (first, ~first))
+    columns = {"easy_prompt": microworld.captions(scenes), "image_1": encode(lost, "JPEG", quality=75),
+               "image_2": encode(won, "JPEG", quality=75), "agreed": (first == second).tolist()}  # fmt: skip
+    return datasets.Dataset.from_dict(columns, features=PAIRS)
+
+
+# ---- refined prompts --------------------------------------------------------------------------------------------
+
+INSTRUCTION = (
+    "You improve prompts for an image generator. First think step by step: which objects, attributes, counts and relations does "
+    "the prompt fix? Which material, scenery, light and mood would suit them? Then write one sentence that keeps everything fixed "
+    "and adds the rest. Put only that sentence on the last line."
+)
+
+
+def refine_microworld(prompts: list[str], seed: int = 0) -> list[str]:
+    """The grammar's refiner: what a prompt leaves open (material, scenery, light ...) is drawn and said."""
+    generator = torch.Generator().manual_seed(seed)
+    return microworld.captions(microworld.parse(prompts, generator), "long")
+
+
+def refine_transformers(prompts: list[str], model: str, seed: int = 0, max_new_tokens: int = 256) -> list[str]:
+    """A chat model on this machine, through transformers' text-generation pipeline."""
+    from transformers import pipeline, set_seed
+
+    set_seed(seed)
+    chat = pipeline("text-generation", model=model)
+    answers = chat([_messages(p) for p in prompts], max_new_tokens=max_new_tokens, return_full_text=False)
+    return [_last_line(a[0]["generated_text"], p) for a, p in zip(answers, prompts)]
+
+
+def refine_endpoint(prompts: list[str], model: str, url: str, key_variable: str = "OPENAI_API_KEY", timeout: float = 60) -> list[str]:
+    """Any OpenAI-compatible endpoint (`url` ends before /chat/completions); the key is read from the environment."""
+    key = os.environ.get(key_variable)
+    if not key:
+        raise RuntimeError(f"no key for {url}: set the environment variable {key_variable}")
+    return [_last_line(_ask(url, key, model, prompt, timeout), prompt) for prompt in prompts]
+
+
+def _messages(prompt: str) -> list[dict]:
+    return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": prompt}]
+
+
+def _ask(url: str, key: str, model: str, prompt: str, timeout: float) -> str:
+    body = json.dumps({"model": model, "messages": _messages(prompt)}).encode()
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+    request = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", body, headers)
+    with urllib.request.urlopen(request, timeout=timeout) as answer:
+        return json.load(answer)["choices"][0]["message"]["content"]
+
+
+def _last_line(answer: str, prompt: str) -> str:
+    lines = [line.strip() for line in answer.splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"the refiner answered nothing to {prompt!r}")
+    return lines[-1]
+
+
+# ---- the official release ---------------------------------------------------------------------------------------
+
+_ALLOWED = {"pandas", "numpy"}
+_BUILTINS = {"slice", "set", "frozenset", "list", "dict", "tuple", "int", "float", "bool", "str", "bytes", "complex"}
+
+
+class FrameUnpickler(pickle.Unpickler):
+    """Reads a pickled pandas frame and nothing else: a file that names any other function is refused, not run."""
+
+    def find_class(self, module: str, name: str):
+        if module == "builtins" and name in _BUILTINS:
+            return super().find_class(module, name)
+        if module.split(".")[0] in _ALLOWED and not name.startswith("__") and "." not in name:
+            found = super().find_class(module, name)
+            if isinstance(found, type) or name in {"_reconstruct", "_frombuffer", "scalar", "_unpickle_block", "new_Index",
+                                                    "__newobj__", "_new_Index", "_unpickle_array", "__pyx_unpickle_NDArrayBacked"}:  # fmt: skip
+                return found
+        raise pickle.UnpicklingError(f"this file wants to call {module}.{name}, which no table needs; it may be hostile")
+
+
+def read_official(folder, split: str) -> list[dict]:
+    """Rows of the official release: {folder}/{split}.pkl beside pick_easy_img/{split} and pick_refine_img/{split}.
+
+    Each row: easy_prompt, refined_prompt, image_1, image_2, image_3 (paths), E1, E2, R1, R2. E2 is E2: the released
+    loader fills it from R1. Raises FileNotFoundError or ValueError that names the file or the missing column.
+    """
+    path = Path(folder) / f"{split}.pkl"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: download the Pick-High dataset's {split} split into {folder}")
+    with open(path, "rb") as file:
+        frame = FrameUnpickler(file).load()
+    names = {"easy_prompt": "easy_prompt", "refine_prompt": "refined_prompt", "easy_image_0": "image_1", "easy_image_1": "image_2",
+             "refine_image": "image_3", "E1": "E1", "E2": "E2", "R1": "R1", "R2": "R2"}  # fmt: skip
+    missing = [n for n in names if n not in frame.columns]
+    if missing:
+        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
+    rows = [{names[k]: row[k] for k in names} for row in frame.to_dict("records")]
+    for row in rows:
+        row.update({k: Path(folder) / f"pick_easy_img/{split}" / row[k] for k in ("image_1", "image_2")})
+        row["image_3"] = Path(folder) / f"pick_refine_img/{split}" / row["image_3"]
+    return rows

@@ -1,0 +1,101 @@
+"""One training loop for every model of the project: the data of a step depends on its number alone, so a killed run
+that starts again goes on to the same numbers."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from icthp.hub import atomic
+
+
+def learning_rate(step: int, *, steps: int, peak: float, warmup: int = 0, schedule: str = "cosine") -> float:
+    """Linear warm-up to `peak`, then "cosine" or "linear" decay to 0 at `steps`, or "constant"."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    decay = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
+    if schedule not in decay:
+        raise ValueError(f"schedule must be one of {', '.join(decay)}, not {schedule!r}")
+    return peak * decay[schedule]
+
+
+def batch_indices(step: int, *, n: int, size: int, seed: int = 0) -> Tensor:
+    """(size,) int64: the rows of step `step` when n rows are shuffled anew each epoch and cut into batches; a last,
+    short batch of an epoch is filled from the next one."""
+    rows, start = [], step * size
+    while len(rows) < size:
+        epoch, offset = divmod(start + len(rows), n)
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
+        rows += order[offset : offset + size - len(rows)]
+    return torch.tensor(rows)
+
+
+def fit(
+    model: nn.Module,
+    loss_at: Callable[[nn.Module, int], tuple[Tensor, dict]],
+    *,
+    steps: int,
+    lr: float,
+    warmup: int = 0,
+    schedule: str = "cosine",
+    weight_decay: float = 0.01,
+    betas: tuple[float, float] = (0.9, 0.98),
+    clip: float = 1.0,
+    seed: int = 0,
+    precision: str = "no",
+    checkpoint=None,
+    save_every: int = 100,
+    label: str = "train",
+) -> list[dict]:
+    """Train the parameters of `model` that require a gradient with AdamW; returns one record of numbers a step.
+
+    loss_at(model, step) -> (scalar loss, dict of numbers to record). Random draws inside it (dropout too) are seeded
+    by (seed, step). With `checkpoint` (a path) the run saves every `save_every` steps and resumes from it; a
+    checkpoint of another recipe is refused. `precision`: accelerate's "no", "bf16" or "fp16".
+    """
+    accelerator = Accelerator(mixed_precision=precision)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(trainable, lr=lr, betas=betas, weight_decay=weight_decay))
+    recipe = {"steps": steps, "lr": lr, "warmup": warmup, "schedule": schedule, "weight_decay": weight_decay, "seed": seed}
+    history = _resume(checkpoint, recipe, accelerator.unwrap_model(model), optimizer)
+    model.train()
+    bar = tqdm(range(len(history), steps), desc=label, initial=len(history), total=steps, mininterval=5)
+    for step in bar:
+        torch.manual_seed(seed * 1_000_003 + step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps=steps, peak=lr, warmup=warmup, schedule=schedule)
+        with accelerator.autocast():
+            loss, numbers = loss_at(model, step)
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(trainable, clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        history.append({"step": step, "loss": loss.item(), "grad_norm": float(norm)} | {k: float(v) for k, v in numbers.items()})
+        if not math.isfinite(history[-1]["loss"]):
+            raise FloatingPointError(f"{label}: the loss is {history[-1]['loss']} at step {step}; lower the learning rate {lr}")
+        bar.set_postfix(loss=f"{history[-1]['loss']:.4g}", refresh=False)
+        if checkpoint and accelerator.is_main_process and ((step + 1) % save_every == 0 or step + 1 == steps):
+            _save(checkpoint, recipe, accelerator.unwrap_model(model), optimizer, history)
+    model.eval()
+    return history
+
+
+def _save(path, recipe: dict, model: nn.Module, optimizer, history: list[dict]) -> None:
+    state = {"recipe": recipe, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+    atomic(path, lambda partial: torch.save(state, partial))
+
+
+def _resume(path, recipe: dict, model: nn.Module, optimizer) -> list[dict]:
+    if path is None or not Path(path).exists():
+        return []
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if state["recipe"] != recipe:
+        raise ValueError(f"{path} was written with {state['recipe']}, not {recipe}; delete it to start again")
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["history"]
