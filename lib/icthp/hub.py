@@ -57,13 +57,18 @@ def new_clip(config: dict) -> open_clip.CLIP:
     return model
 
 
-def save_clip(model: open_clip.CLIP, tokenizer, config: dict, folder) -> None:
-    """Write `folder` so that open_clip.create_model_from_pretrained("local-dir:folder") reads it; weights in float16."""
-    save_for_hf(_half(model), getattr(tokenizer, "tokenizer", tokenizer), config, str(folder), safe_serialization=True)
+def save_clip(model: open_clip.CLIP, tokenizer, config: dict, folder, dtype=torch.float16) -> None:
+    """Write `folder` so that open_clip.create_model_from_pretrained("local-dir:folder") reads it."""
+    save_for_hf(_copy(model, dtype), getattr(tokenizer, "tokenizer", tokenizer), config, str(folder), safe_serialization=True)
 
 
-def _half(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).to("cpu", torch.float16)
+def read_clip_config(folder) -> dict:
+    """open_clip's model_cfg of a `local-dir:` folder."""
+    return json.loads((Path(str(folder).removeprefix("local-dir:")) / "open_clip_config.json").read_text())["model_cfg"]
+
+
+def _copy(model: nn.Module, dtype=torch.float16) -> nn.Module:
+    return copy.deepcopy(model).to("cpu", dtype)
 
 
 def text_tower(clip: open_clip.CLIP, tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
@@ -125,7 +130,7 @@ def new_sd3(text_encoder, tokenizer, vae: AutoencoderKL, *, width=128, layers=5,
 
 def save_sd3(pipe: StableDiffusion3Pipeline, folder) -> None:
     """Write the pipeline with float16 weights that load as float32 by default, as a CPU wants them."""
-    parts = {k: _half(v) if isinstance(v, nn.Module) else v for k, v in pipe.components.items()}
+    parts = {k: _copy(v) if isinstance(v, nn.Module) else v for k, v in pipe.components.items()}
     StableDiffusion3Pipeline(**parts).save_pretrained(folder)
     for config in Path(folder).glob("text_encoder*/config.json"):  # transformers takes its dtype from here
         config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2))

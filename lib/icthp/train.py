@@ -71,7 +71,8 @@ def fit(
             group["lr"] = learning_rate(step, steps=steps, peak=lr, warmup=warmup, schedule=schedule)
         with accelerator.autocast():
             loss, numbers = loss_at(model, step)
-        accelerator.backward(loss)
+        if loss.requires_grad:  # a DRaFT step has left its gradients already
+            accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(trainable, clip)
         optimizer.step()
         optimizer.zero_grad()

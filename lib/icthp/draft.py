@@ -1,0 +1,139 @@
+"""DRaFT-K and DRaFT-LV (Clark et al., arXiv 2309.17400) on a flow-matching diffusers pipeline.
+
+Sample from noise without a graph, keep the graph of the last k steps, decode, score, and send the reward's gradient back
+into the LoRA parameters. Decoder and reward hold their graph for one micro-batch at a time: their gradient with respect
+to the latents is all that the transformer's backward pass needs.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+from diffusers.training_utils import cast_training_params
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor
+
+LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
+
+
+class RewardStep(NamedTuple):
+    rewards: Tensor  # (b,) or (lv * b,), detached
+    pixels: Tensor  # the same pictures, (.., 3, h, w) in [0, 1], detached
+
+
+def add_lora(pipe: StableDiffusion3Pipeline, rank: int, alpha: float | None = None, seed: int = 0) -> list[torch.nn.Parameter]:
+    """Freeze the pipeline, add a LoRA to the transformer's attention; returns the float32 parameters to train."""
+    torch.manual_seed(seed)
+    for part in (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3):
+        if part is not None:
+            part.requires_grad_(False)
+    config = LoraConfig(r=rank, lora_alpha=alpha or rank, init_lora_weights="gaussian", target_modules=LORA_TARGETS)
+    pipe.transformer.add_adapter(config)
+    cast_training_params(pipe.transformer, dtype=torch.float32)
+    return [p for p in pipe.transformer.parameters() if p.requires_grad]
+
+
+def save_lora(pipe: StableDiffusion3Pipeline, folder) -> None:
+    """folder/pytorch_lora_weights.safetensors, which pipe.load_lora_weights(folder) reads."""
+    layers = get_peft_model_state_dict(pipe.transformer)
+    StableDiffusion3Pipeline.save_lora_weights(str(folder), transformer_lora_layers=layers)
+
+
+def encode(pipe: StableDiffusion3Pipeline, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    """Prompt embeddings (b, n, d) and pooled (b, p), without a graph; a T5 that is absent costs one token (hub.fold_empty_t5)."""
+    length = 1 if pipe.text_encoder_3 is None else 256
+    with torch.no_grad():
+        embeds, _, pooled, _ = pipe.encode_prompt(prompts, prompts, prompts, do_classifier_free_guidance=False, max_sequence_length=length)
+    return embeds, pooled
+
+
+@torch.no_grad()
+def generate(pipe: StableDiffusion3Pipeline, prompts: list[str], *, steps: int, seed: int = 0, batch: int = 64, size=None) -> Tensor:
+    """Pixels (n, 3, h, w) in [0, 1] on the CPU by the pipeline's own sampler, guidance off. Row i has noise of its own
+    seed, seed + i, so the same prompt list gives the same pictures whatever the batch."""
+    length, out = 1 if pipe.text_encoder_3 is None else 256, []
+    for start in range(0, len(prompts), batch):
+        part = prompts[start : start + batch]
+        noise = [torch.Generator().manual_seed(seed + start + i) for i in range(len(part))]
+        pictures = pipe(part, num_inference_steps=steps, guidance_scale=0, generator=noise, output_type="pt", height=size, width=size,
+                        max_sequence_length=length).images  # fmt: skip
+        out.append(pictures.float().cpu())
+    return torch.cat(out)
+
+
+def decode(pipe: StableDiffusion3Pipeline, latents: Tensor) -> Tensor:
+    """Latents -> pixels (b, 3, h, w) in [0, 1], differentiable."""
+    vae = pipe.vae
+    pixels = vae.decode((latents / vae.config.scaling_factor + vae.config.shift_factor).to(vae.dtype)).sample
+    return (pixels.float() / 2 + 0.5).clamp(0, 1)
+
+
+def draft_step(
+    pipe: StableDiffusion3Pipeline,
+    prompt_embeds: Tensor,
+    pooled: Tensor,
+    reward: Callable[[Tensor, Tensor], Tensor],
+    *,
+    steps: int,
+    k: int = 1,
+    lv: int = 1,
+    generator: torch.Generator,
+    size: int | None = None,
+    decode_batch: int = 16,
+) -> RewardStep:
+    """One DRaFT step: leaves the gradient of -mean(reward) in the LoRA parameters; the caller owns the optimiser.
+
+    prompt_embeds (b, n, d), pooled (b, p): from `encode`. reward(pixels (m, 3, h, w), rows (m,) int64) -> (m,): rows says
+    which prompts the pictures belong to. steps: sampler steps, of which the last k keep their graph. lv > 1: DRaFT-LV, the
+    finished sample is noised lv times to the last step's level and denoised once (k must be 1). size: pixels, default the
+    transformer's. Raises ValueError for k outside 1..steps.
+    """
+    if not 1 <= k <= steps or (lv > 1 and k != 1):
+        raise ValueError(f"k must lie in 1..{steps} (steps), and be 1 when lv > 1; got k={k}, lv={lv}")
+    b, device = len(prompt_embeds), pipe.transformer.device
+    side = (size or pipe.transformer.config.sample_size * pipe.vae_scale_factor) // pipe.vae_scale_factor
+    shape = (b, pipe.transformer.config.in_channels, side, side)
+    noise = lambda n: torch.randn((n, *shape[1:]), generator=generator, device=generator.device).to(device)  # noqa: E731
+    sigmas = _sigmas(pipe, steps, side).tolist()
+
+    def euler(x: Tensor, i: int, rows: Tensor) -> Tensor:
+        time = torch.full((len(x),), sigmas[i] * 1000, device=device)
+        v = pipe.transformer(x.to(prompt_embeds.dtype), prompt_embeds[rows], pooled[rows], time, return_dict=False)[0]
+        return x + (sigmas[i + 1] - sigmas[i]) * v.float()
+
+    rows, x = torch.arange(b, device=device), noise(b)
+    with torch.no_grad():
+        for i in range(steps - k if lv == 1 else steps):
+            x = euler(x, i, rows)
+    if lv > 1:
+        rows, x = rows.repeat(lv), x.repeat(lv, 1, 1, 1)
+        x = euler((1 - sigmas[-2]) * x + sigmas[-2] * noise(lv * b), steps - 1, rows)
+    for i in range(steps - k if lv == 1 else steps, steps):
+        x = euler(x, i, rows)
+    rewards, pixels, cotangent = _reward_gradient(pipe, x.detach(), rows, reward, decode_batch)
+    x.backward(cotangent)
+    return RewardStep(rewards, pixels)
+
+
+def _sigmas(pipe: StableDiffusion3Pipeline, steps: int, side: int) -> Tensor:
+    """(steps + 1,) noise levels from 1 to 0, by the pipeline's own scheduler."""
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    if scheduler.config.get("use_dynamic_shifting"):
+        raise ValueError("dynamic shifting of the noise schedule is not supported; load the pipeline with a fixed `shift`")
+    scheduler.set_timesteps(steps)
+    return scheduler.sigmas
+
+
+def _reward_gradient(pipe, latents: Tensor, rows: Tensor, reward, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rewards, pixels and the gradient of -mean(reward) at the latents, a micro-batch of pictures at a time."""
+    rewards, pixels, gradients = [], [], []
+    for part, r in zip(latents.split(batch), rows.split(batch)):
+        part = part.requires_grad_(True)
+        picture = decode(pipe, part)
+        score = reward(picture, r)
+        gradients.append(torch.autograd.grad(-score.sum() / len(latents), part)[0])
+        rewards.append(score.detach())
+        pixels.append(picture.detach())
+    return torch.cat(rewards), torch.cat(pixels), torch.cat(gradients)

@@ -1,0 +1,90 @@
+"""Labels and losses of ICT, HP and ICT-HP as pure functions of tensors: the oracle of everything faster.
+
+b triplets I1 (lost), I2 (won), I3 (refined); two prompts each, easy and refined. Half-precision input is computed in
+float32; float64 stays float64. `variant="released"` gives the released code's form where it differs.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def ict_labels(clip_1: Tensor, clip_2: Tensor, text_sim: Tensor, theta: float, variant: str = "paper") -> tuple[Tensor, Tensor]:
+    """Targets of the ICT score: easy (b, 3) = E1, E2, E3 and refined (b, 3) = R1, R2, R3.
+
+    clip_1, clip_2 (b,): cosines of I1, I2 with the easy prompt; text_sim (b,): cosine of the two prompts; theta > 0.
+    C = min(cosine / theta, 1); E3 = R3 = 1; E2 = C2; E1 = min(C1, E2); R1, R2 = E1, E2 times text_sim (the paper's
+    section on ICT, as two independent notes have it). "released" puts R1 where E2 belongs, as the released loader does.
+    """
+    if theta <= 0:
+        raise ValueError(f"theta must be positive, not {theta}")
+    if variant not in ("paper", "released"):
+        raise ValueError(f'variant must be "paper" or "released", not {variant!r}')
+    e2 = (clip_2 / theta).clamp(max=1)
+    e1 = torch.minimum((clip_1 / theta).clamp(max=1), e2)
+    r1, r2, one = e1 * text_sim, e2 * text_sim, torch.ones_like(e2)
+    return torch.stack([e1, r1 if variant == "released" else e2, one], 1), torch.stack([r1, r2, one], 1)
+
+
+def negative_weight(cosine: Tensor, alpha: float, beta: float) -> Tensor:
+    """1 / (1 + exp(alpha * (|cosine| - beta))), any shape: it falls with |cosine|, so likely false negatives are spared.
+
+    With the released alpha = 20, beta = 6 it is exactly 1 for every cosine; beta is in cosine units here."""
+    return torch.sigmoid(-alpha * (cosine.abs() - beta))
+
+
+def ict_loss(
+    images: Tensor,
+    easy: Tensor,
+    refined: Tensor,
+    easy_labels: Tensor,
+    refined_labels: Tensor,
+    *,
+    neg_lambda: float = 0.5,
+    alpha: float = 20.0,
+    beta: float = 6.0,
+    groups: Tensor | None = None,
+) -> Tensor:
+    """Scalar ICT loss. images (3, b, d), easy and refined (b, d): unit rows; labels (b, 3).
+
+    For each prompt kind: the mean over (b, 3) of (matched cosine - label)^2, plus neg_lambda times the mean over the
+    3 b (b - 1) mismatched (image, text) pairs of weight * cosine^2. groups (b,) int: rows of equal id have the same
+    prompt; pairs among them are no negatives, and the mean is over those that remain (0 where none does).
+    """
+    total = 0
+    for text, labels in ((easy, easy_labels), (refined, refined_labels)):
+        total = total + matched_loss(images, text, labels) + neg_lambda * mismatched_loss(images, text, alpha, beta, groups)
+    return total
+
+
+def matched_loss(images: Tensor, text: Tensor, labels: Tensor) -> Tensor:
+    """Mean over (b, 3) of (cosine of each image with its own prompt - label)^2."""
+    cosine = (_wide(images) * _wide(text)).sum(-1)  # (3, b)
+    return (cosine - _wide(labels).T).square().mean()
+
+
+def mismatched_loss(images: Tensor, text: Tensor, alpha: float, beta: float, groups: Tensor | None = None) -> Tensor:
+    """Weighted mean square of all cosines between images and other rows' prompts; holds (3, b, b) in memory."""
+    b = len(text)
+    cosine = _wide(images) @ _wide(text).T
+    negative = ~torch.eye(b, dtype=torch.bool, device=text.device) if groups is None else groups[:, None] != groups[None]
+    total = (negative_weight(cosine, alpha, beta) * cosine.square() * negative).sum()
+    return total / (3 * negative.sum()).clamp(min=1)
+
+
+def hp_loss(hp: Tensor, margin: float = 0.3) -> Tensor:
+    """hp (b, 3): scores of I1, I2, I3 -> scalar: mean over b of the hinges on (I2, I1) and (I3, I2). No text enters."""
+    hp = _wide(hp)
+    return (F.relu(margin - (hp[:, 1:] - hp[:, :-1]))).sum(1).mean()
+
+
+def icthp_loss(ict: Tensor, hp: Tensor, margin: float = 0.3, variant: str = "paper") -> Tensor:
+    """The same hinges on the product ICT * HP; both (b, 3), hp in (0, 1). "released": HP is a softmax over the raw
+    scores of the triplet, and the loss a sum over the batch."""
+    if variant == "released":
+        return hp_loss(ict * hp.softmax(1), margin) * len(hp)
+    return hp_loss(ict * hp, margin)

@@ -1,0 +1,215 @@
+"""One interface for every scorer: score(pixels in [0, 1], prompts) -> Tensor (b,), differentiable in the pixels."""
+
+import json
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from icthp import evaluate, hub, pick_high
+
+SOURCES = {"clip": "local-dir:data/hub/clip", "pickscore": "local-dir:data/hub/pickscore", "ict": "local-dir:models/ict",
+           "hp": "models/hp", "icthp": "models", "hpsv2": None, "aesthetic": None, "jpeg": ""}  # fmt: skip
+MADE_BY = {"clip": "data", "pickscore": "data", "ict": "train_ict", "hp": "train_hp"}
+
+
+class Scorer(nn.Module):
+    """Base of all scorers. `needs_prompt` says whether prompts may be None; `unit` what the number means."""
+
+    needs_prompt = True
+    unit = "cosine"
+
+    def score(self, pixels: Tensor, prompts: list[str] | None = None) -> Tensor:
+        """pixels (b, 3, h, w) float in [0, 1]; b prompts, or None for scorers of the image alone -> (b,).
+
+        Raises ValueError for pixels of another shape or range, or for a missing or miscounted prompt list."""
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
+            raise ValueError(f"pixels must be float (b, 3, h, w), not {pixels.dtype} {tuple(pixels.shape)}")
+        if pixels.numel() and (pixels.min() < -0.01 or pixels.max() > 1.01):
+            raise ValueError(f"pixels must lie in [0, 1], not [{pixels.min():.3g}, {pixels.max():.3g}]")
+        if self.needs_prompt and (prompts is None or isinstance(prompts, str) or len(prompts) != len(pixels)):
+            got = "none" if prompts is None else "one string" if isinstance(prompts, str) else len(prompts)
+            raise ValueError(f"this scorer needs a list of {len(pixels)} prompts, one for each image, not {got}")
+        return self(pixels, list(prompts) if self.needs_prompt else None)
+
+    @torch.no_grad()
+    def rank(self, prompt: str, images) -> list[tuple[int, float]]:
+        """PIL images or paths of one prompt -> (index, score), best first."""
+        scores = [self.score(pick_high.to_pixels(i)[None].to(self.device), [prompt]).item() for i in images]
+        return sorted(enumerate(scores), key=lambda pair: -pair[1])
+
+    @property
+    def device(self) -> torch.device:
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+
+def preprocess(pixels: Tensor, size: int, mean, std) -> Tensor:
+    """Differentiable CLIP preprocessing: shorter side to `size` (bicubic, antialiased), centre crop, normalise."""
+    h, w = pixels.shape[-2:]
+    if (h, w) != (size, size):
+        scale = size / min(h, w)
+        pixels = F.interpolate(pixels, (round(h * scale), round(w * scale)), mode="bicubic", antialias=True).clamp(0, 1)
+        top, left = ((n - size) // 2 for n in pixels.shape[-2:])
+        pixels = pixels[..., top : top + size, left : left + size]
+    mean, std = (torch.tensor(v, dtype=pixels.dtype, device=pixels.device)[:, None, None] for v in (mean, std))
+    return (pixels - mean) / std
+
+
+class ClipScorer(Scorer):
+    """Cosine of an open_clip model's image and text features, times its logit scale when `scaled` (PickScore)."""
+
+    def __init__(self, model, tokenizer, scaled: bool = False):
+        super().__init__()
+        self.model, self.tokenizer, self.scaled = model, tokenizer, scaled
+        self.unit = "logit-scaled cosine" if scaled else "cosine"
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """(b, d) unit rows."""
+        visual = self.model.visual
+        size = visual.image_size[0] if isinstance(visual.image_size, (tuple, list)) else visual.image_size
+        x = preprocess(pixels, size, visual.image_mean, visual.image_std).to(self.model.logit_scale.dtype)
+        return self.model.encode_image(x, normalize=True)
+
+    def text_features(self, prompts: list[str]) -> Tensor:
+        """(b, d) unit rows; each different prompt is encoded once."""
+        unique = list(dict.fromkeys(prompts))
+        features = self.model.encode_text(self.tokenizer(unique).to(self.device), normalize=True)
+        return features[[unique.index(p) for p in prompts]]
+
+    def forward(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        cosine = (self.image_features(pixels) * self.text_features(prompts)).sum(-1)
+        return cosine * self.model.logit_scale.exp() if self.scaled else cosine
+
+
+def head(width: int, variant: str = "paper") -> nn.Sequential:
+    """HP's head on a (b, width) image embedding. "paper": LayerNorm and a GELU MLP, default init. "released": five
+    linear layers without a non-linearity between, dropout after the first three, weights N(0, 1 / (width + 1)) and
+    zero bias, as in the released model: one affine map."""
+    if variant == "paper":
+        return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Dropout(0.1), nn.Linear(width, 1))
+    widths, drops = [width, 1024, 128, 64, 16, 1], [0.2, 0.2, 0.1]
+    layers = []
+    for i, (n, m) in enumerate(zip(widths, widths[1:])):
+        linear = nn.Linear(n, m)
+        nn.init.normal_(linear.weight, std=1 / (width + 1))
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.Dropout(drops[i])] if i < len(drops) else [linear]
+    return nn.Sequential(*layers)
+
+
+class HpScorer(Scorer):
+    """HP: sigmoid(head(image embedding)) in (0, 1); the prompt plays no part."""
+
+    needs_prompt = False
+    unit = "probability-like, 0 to 1"
+
+    def __init__(self, clip: ClipScorer, head_: nn.Module, config: dict | None = None):
+        super().__init__()
+        self.clip, self.head, self.config = clip, head_, config or {}
+
+    def forward(self, pixels: Tensor, prompts=None) -> Tensor:
+        return torch.sigmoid(self.head(self.clip.image_features(pixels)).squeeze(-1))
+
+
+class IctHpScorer(Scorer):
+    """ICT * HP, one image at a time, in training and in use."""
+
+    unit = "cosine times (0 to 1)"
+
+    def __init__(self, ict: ClipScorer, hp: HpScorer):
+        super().__init__()
+        self.ict, self.hp = ict, hp
+
+    def forward(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        return self.ict(pixels, prompts) * self.hp(pixels)
+
+
+class JpegScorer(Scorer):
+    """kB (1,000 bytes) of the JPEG at quality 95; not differentiable."""
+
+    needs_prompt = False
+    unit = "kB at quality 95"
+
+    def forward(self, pixels: Tensor, prompts=None) -> Tensor:
+        return evaluate.jpeg_bytes(pixels).to(pixels.device) / 1000
+
+
+class AestheticScorer(Scorer):
+    """LAION's aesthetic predictor: linear layers on a unit CLIP ViT-L/14 image feature, about 1 to 10."""
+
+    needs_prompt = False
+    unit = "about 1 to 10"
+
+    def __init__(self, clip: ClipScorer, head_: nn.Module):
+        super().__init__()
+        self.clip, self.head = clip, head_
+
+    def forward(self, pixels: Tensor, prompts=None) -> Tensor:
+        return self.head(self.clip.image_features(pixels)).squeeze(-1)
+
+
+def aesthetic_head(path) -> nn.Module:
+    """LAION's released heads (.pth, read with weights_only): one linear layer, or the MLP without non-linearities."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    weights = [k for k, v in state.items() if k.endswith("weight") and v.ndim == 2]
+    layers = [nn.Linear(*reversed(state[k].shape)) for k in weights]
+    for layer, key in zip(layers, weights):
+        layer.weight.data, layer.bias.data = state[key].float(), state[key.replace("weight", "bias")].float()
+    return nn.Sequential(*layers)
+
+
+def load_clip(source: str, scaled: bool = False) -> ClipScorer:
+    """open_clip: "local-dir:folder", "hf-hub:org/repo", or "ViT-H-14/laion2b_s32b_b79k" (architecture/weights)."""
+    name, _, pretrained = source.partition("/") if ":" not in source else (source, "", "")
+    model = open_clip.create_model(name, pretrained=pretrained or None, require_pretrained=True)
+    return ClipScorer(model.eval(), open_clip.get_tokenizer(name), scaled)
+
+
+def load_hp(folder) -> HpScorer:
+    config = json.loads((Path(folder) / "hp.json").read_text())
+    clip = load_clip(f"local-dir:{folder}")
+    head_ = head(config["width"], config["variant"])
+    head_.load_state_dict(load_file(Path(folder) / "hp.safetensors"))
+    return HpScorer(clip, head_.eval(), config)
+
+
+def save_hp(hp: HpScorer, clip_config: dict, folder) -> None:
+    """The tuned CLIP in open_clip's format, and the head beside it."""
+    hub.save_clip(hp.clip.model, hp.clip.tokenizer, clip_config, folder, dtype=torch.float32)
+    save_file({k: v.detach().cpu().contiguous() for k, v in hp.head.state_dict().items()}, Path(folder) / "hp.safetensors")
+    (Path(folder) / "hp.json").write_text(json.dumps(hp.config))
+
+
+def load(name: str, source: str | None = None, *, device=None, dtype=None) -> Scorer:
+    """A scorer by name, frozen, in eval mode: clip, ict, hp, icthp, pickscore, hpsv2, aesthetic, jpeg.
+
+    source: see load_clip for clip, ict, pickscore, hpsv2; a folder for hp; "ICT_FOLDER,HP_FOLDER" or their parent for
+    icthp; "CLIP_SOURCE,head.pth" for aesthetic. None: the micro scale's folders. Raises ValueError for an unknown name,
+    FileNotFoundError where the folder is missing."""
+    if name not in SOURCES:
+        raise ValueError(f"no scorer is called {name!r}; there are {', '.join(SOURCES)}")
+    source = SOURCES[name] if source is None else source
+    if source is None:
+        raise ValueError(f"{name} has no weights at the micro scale: pass source=, e.g. an open_clip folder")
+    folder = source.removeprefix("local-dir:").split(",")[0]
+    if ("local-dir:" in source or name in ("hp", "icthp")) and not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder} is missing: `dvc repro {MADE_BY.get(name, 'train_hp')}` makes it (`dvc pull` for data/)")
+    scorer = _build(name, source)
+    return scorer.requires_grad_(False).eval().to(device=device, dtype=dtype)
+
+
+def _build(name: str, source: str) -> Scorer:
+    if name == "jpeg":
+        return JpegScorer()
+    if name == "hp":
+        return load_hp(source)
+    if name == "icthp":
+        ict, hp = source.split(",") if "," in source else (f"{source}/ict", f"{source}/hp")
+        return IctHpScorer(load_clip(f"local-dir:{ict.removeprefix('local-dir:')}"), load_hp(hp))
+    if name == "aesthetic":
+        clip, head_path = source.split(",")
+        return AestheticScorer(load_clip(clip), aesthetic_head(head_path))
+    return load_clip(source, scaled=name == "pickscore")
