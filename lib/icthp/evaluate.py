@@ -65,6 +65,23 @@ def preference(scores: Tensor) -> dict[str, Tensor]:
     return {name: (scores[:, a] > scores[:, b]).double() + 0.5 * (scores[:, a] == scores[:, b]) for name, (a, b) in PAIRS.items()}
 
 
+@torch.no_grad()
+def score_triplets(scorer, triplets, kind: str = "easy", batch: int = 128, prompts: list[str] | None = None) -> Tensor:
+    """Scores (n, 3) of I1, I2, I3 with each row's own prompt of that kind, or with `prompts` (n) instead."""
+    prompts, out = prompts or triplets.texts[kind], []
+    for rows in torch.arange(len(triplets)).split(batch):
+        own = [prompts[r] for r in rows.tolist()]
+        out.append(torch.stack([scorer.score(p.to(scorer.device), own).cpu() for p in triplets.pixels(rows)], 1))
+    return torch.cat(out)
+
+
+@torch.no_grad()
+def score_all(scorer, pixels: Tensor, prompts: list[str], batch: int = 128) -> Tensor:
+    """Scores (n,) on the CPU of pixels (n, 3, h, w) with their prompts, a batch at a time."""
+    parts = zip(pixels.split(batch), range(0, len(pixels), batch))
+    return torch.cat([scorer.score(p.to(scorer.device), prompts[i : i + batch]).cpu() for p, i in parts])
+
+
 # ---- the paradox ------------------------------------------------------------------------------------------------
 
 

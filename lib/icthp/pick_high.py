@@ -65,6 +65,32 @@ def legacy_pairs(scenes: microworld.Scenes, generator: torch.Generator) -> datas
     return datasets.Dataset.from_dict(columns, features=PAIRS)
 
 
+class Triplets:
+    """A table of triplets on disk, decoded a batch at a time. `texts[kind]`, `numbers[name]` are whole columns."""
+
+    def __init__(self, path, size: int):
+        rows = datasets.Dataset.from_parquet(str(path))
+        missing = [name for name in TRIPLETS if name not in rows.column_names]
+        if missing:
+            raise ValueError(f"{path} has no column {', '.join(missing)}; `dvc repro pick_high` writes a table that has them")
+        self.rows, self.size = rows, size
+        self.texts = {kind: list(rows[f"{kind}_prompt"]) for kind in ("easy", "refined")}
+        self.numbers = {name: torch.tensor(rows[name][:]) for name in ("clip_1", "clip_2", "text_sim", "agreed")}
+        ids = {prompt: i for i, prompt in enumerate(dict.fromkeys(self.texts["easy"]))}
+        self.groups = torch.tensor([ids[prompt] for prompt in self.texts["easy"]])  # equal ids: the same prompt
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def pixels(self, rows) -> Tensor:
+        """Pictures I1, I2, I3 of some rows: (3, m, 3, size, size) in [0, 1]."""
+        part = self.rows[[int(r) for r in rows]]
+        return torch.stack([stack(part[f"image_{i}"], self.size) for i in (1, 2, 3)])
+
+    def prompts(self, kind: str, rows) -> list[str]:
+        return [self.texts[kind][int(r)] for r in rows]
+
+
 # ---- refined prompts --------------------------------------------------------------------------------------------
 
 INSTRUCTION = (
