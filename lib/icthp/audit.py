@@ -39,6 +39,10 @@ def same_format(content: bytes, size: int, quality: int = 75) -> bytes:
     return out.getvalue()
 
 
+def as_image(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content))
+
+
 def predict_better(worse: list[bytes], better: list[bytes], folds: int = 5, seed: int = 0) -> dict[str, np.ndarray]:
     """For each cue, (n,) 1.0 where a logistic regression on the difference of the pair's cues, trained on the other
     folds, names the better picture. Chance is 0.5; the order inside each pair is random."""

@@ -54,6 +54,28 @@ def stack(pictures, size: int | None = None) -> Tensor:
     return torch.stack(tensors)
 
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def read_table(source):
+    """A folder of pictures, or a .csv, .jsonl or .parquet table with a column `image` (paths relative to the table) and
+    perhaps `prompt` -> a pandas frame with columns image (full path) and prompt (None where there is none)."""
+    import pandas as pd
+
+    source = Path(source)
+    if source.is_dir():
+        files = sorted(str(p) for p in source.iterdir() if p.suffix.lower() in SUFFIXES)
+        return pd.DataFrame({"image": files, "prompt": pd.Series([None] * len(files), dtype=object)})
+    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".jsonl": lambda p: pd.read_json(p, lines=True)}
+    if source.suffix not in readers:
+        raise ValueError(f"{source} is neither a folder nor a table: it must end in {', '.join(readers)}")
+    table = readers[source.suffix](source)
+    if "image" not in table:
+        raise ValueError(f"{source} has no column `image`; it has {', '.join(map(str, table.columns))}")
+    table["image"] = [str(source.parent / path) for path in table["image"]]
+    return table if "prompt" in table else table.assign(prompt=pd.Series([None] * len(table), dtype=object))
+
+
 def legacy_pairs(scenes: microworld.Scenes, generator: torch.Generator) -> datasets.Dataset:
     """The microworld's Pick-a-Pic: two legacy pictures of each prompt, JPEG at quality 75, ordered by one vote."""
     (a, truth_a), (b, truth_b) = (microworld.legacy(scenes, generator) for _ in range(2))
