@@ -1,0 +1,42 @@
+# Two commands are all: `make repro` (the paper at micro scale) and `make test`. Each makes .venv when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM := false
+export DVC_NO_ANALYTICS := 1
+
+.PHONY: repro test data lab bench clean
+
+repro: .venv/ready
+	dvc pull -q data.dvc
+	dvc repro
+	dvc metrics show --md
+
+test: .venv/ready
+	dvc pull -q data.dvc
+	ruff check lib tests notebooks
+	ruff format --check lib tests
+	pytest tests
+	cd notebooks && pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:cacheprovider \
+		01_scoring_paradox.ipynb 02_pick_high.ipynb 03_train_ict.ipynb 04_train_hp.ipynb 05_draft_k.ipynb
+
+data: .venv/ready  ## rebuild data/ from nothing: about an hour on two cores
+	python -m icthp.run notebooks/A1_build_microworld.ipynb build_microworld
+	dvc add data && dvc push -q data.dvc
+
+lab: .venv/ready
+	HF_HUB_OFFLINE=0 jupyter lab notebooks
+
+bench: .venv/ready
+	python -m icthp.run notebooks/A3_benchmarks.ipynb bench
+
+clean:  ## forget all results; data/, the cache and .venv stay
+	rm -rf runs models figures
+
+.venv/ready: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --upgrade pip
+	$(BIN)/pip install -q -r requirements.lock
+	$(BIN)/pip install -q --no-deps -e .
+	touch $@
