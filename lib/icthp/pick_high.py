@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
@@ -45,13 +46,21 @@ def to_pixels(picture) -> Tensor:
     return torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255
 
 
+def fit_square(pixels: Tensor, size: int) -> Tensor:
+    """CLIP's geometry, differentiable: shorter side to `size` (bicubic, antialiased), then the centre; (b, 3, size, size)."""
+    h, w = pixels.shape[-2:]
+    if (h, w) == (size, size):
+        return pixels
+    scale = size / min(h, w)
+    pixels = F.interpolate(pixels, (round(h * scale), round(w * scale)), mode="bicubic", antialias=True).clamp(0, 1)
+    top, left = ((n - size) // 2 for n in pixels.shape[-2:])
+    return pixels[..., top : top + size, left : left + size]
+
+
 def stack(pictures, size: int | None = None) -> Tensor:
-    """Pictures or paths -> (n, 3, h, w); all resized to size x size (bicubic, antialiased) when given."""
+    """Pictures or paths -> (n, 3, h, w); each through `fit_square` when a size is given."""
     tensors = [to_pixels(p) for p in pictures]
-    if size is not None:
-        resize = lambda t: torch.nn.functional.interpolate(t[None], (size, size), mode="bicubic", antialias=True)[0].clamp(0, 1)  # noqa: E731
-        tensors = [t if t.shape[1:] == (size, size) else resize(t) for t in tensors]
-    return torch.stack(tensors)
+    return torch.stack(tensors if size is None else [fit_square(t[None], size)[0] for t in tensors])
 
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")

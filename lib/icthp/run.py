@@ -4,6 +4,7 @@ Runs a notebook from the project's root with the parameters of its section. dvc 
 false is False; papermill's own -p and -f would make strings of them.
 """
 
+import ast
 import os
 import sys
 from pathlib import Path
@@ -38,7 +39,8 @@ def declared(notebook) -> list[str]:
     cells = [c for c in nbformat.read(notebook, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
         raise ValueError(f"{notebook} has {len(cells)} cells tagged `parameters`; it needs exactly one")
-    return [p for p in papermill.inspect_notebook(str(notebook), parameters={})]
+    assigned = [node for node in ast.parse(cells[0].source).body if isinstance(node, ast.Assign)]
+    return [target.id for node in assigned for target in node.targets]
 
 
 def parameters(notebook, section: str, extra: dict) -> dict:

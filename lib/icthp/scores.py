@@ -5,7 +5,6 @@ from pathlib import Path
 
 import open_clip
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -47,13 +46,8 @@ class Scorer(nn.Module):
 
 
 def preprocess(pixels: Tensor, size: int, mean, std) -> Tensor:
-    """Differentiable CLIP preprocessing: shorter side to `size` (bicubic, antialiased), centre crop, normalise."""
-    h, w = pixels.shape[-2:]
-    if (h, w) != (size, size):
-        scale = size / min(h, w)
-        pixels = F.interpolate(pixels, (round(h * scale), round(w * scale)), mode="bicubic", antialias=True).clamp(0, 1)
-        top, left = ((n - size) // 2 for n in pixels.shape[-2:])
-        pixels = pixels[..., top : top + size, left : left + size]
+    """Differentiable CLIP preprocessing of pixels (b, 3, h, w) in [0, 1]: pick_high.fit_square, then normalise."""
+    pixels = pick_high.fit_square(pixels, size)
     mean, std = (torch.tensor(v, dtype=pixels.dtype, device=pixels.device)[:, None, None] for v in (mean, std))
     return (pixels - mean) / std
 
@@ -66,12 +60,20 @@ class ClipScorer(Scorer):
         self.model, self.tokenizer, self.scaled = model, tokenizer, scaled
         self.unit = "logit-scaled cosine" if scaled else "cosine"
 
+    @property
+    def size(self) -> int:
+        """Side of the square that the image tower reads."""
+        size = self.model.visual.image_size
+        return size[0] if isinstance(size, (tuple, list)) else size
+
+    def preprocess(self, pixels: Tensor) -> Tensor:
+        """What the image tower reads, for pixels (b, 3, h, w) in [0, 1]."""
+        visual = self.model.visual
+        return preprocess(pixels, self.size, visual.image_mean, visual.image_std).to(self.model.logit_scale.dtype)
+
     def image_features(self, pixels: Tensor) -> Tensor:
         """(b, d) unit rows."""
-        visual = self.model.visual
-        size = visual.image_size[0] if isinstance(visual.image_size, (tuple, list)) else visual.image_size
-        x = preprocess(pixels, size, visual.image_mean, visual.image_std).to(self.model.logit_scale.dtype)
-        return self.model.encode_image(x, normalize=True)
+        return self.model.encode_image(self.preprocess(pixels), normalize=True)
 
     def text_features(self, prompts: list[str]) -> Tensor:
         """(b, d) unit rows; each different prompt is encoded once."""
