@@ -1,0 +1,42 @@
+"""Tiny random models in the hub's formats, built once a run; no test needs the network or trained weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from icthp import hub, microworld
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def scenes():
+    return microworld.sample(64, torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(scenes):
+    return hub.train_tokenizer(microworld.captions(scenes, "long") + microworld.captions(scenes), 32)
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tokenizer, tmp_path_factory):
+    torch.manual_seed(0)
+    config = hub.clip_config(tokenizer, width=32, layers=2, text_layers=2, embed_dim=16)
+    folder = tmp_path_factory.mktemp("clip")
+    hub.save_clip(hub.new_clip(config), tokenizer, config, folder, dtype=torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sd3_folder(clip_folder, tokenizer, tmp_path_factory):
+    from icthp import scores
+
+    torch.manual_seed(0)
+    clip = scores.load_clip(f"local-dir:{clip_folder}").model
+    vae = hub.new_vae((8, 16, 16), latent_channels=4)
+    pipe = hub.new_sd3(hub.text_tower(clip, tokenizer), tokenizer, vae, width=32, layers=2, text_width=32, text_layers=2, latent_size=8)
+    folder = tmp_path_factory.mktemp("sd3")
+    hub.save_sd3(pipe, folder)
+    return folder

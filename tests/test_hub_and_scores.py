@@ -1,0 +1,185 @@
+import io
+import json
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from icthp import draft, hub, microworld, pick_high, scores
+from icthp.evaluate import jpeg_bytes
+
+
+@pytest.fixture(scope="module")
+def pixels(scenes):
+    return microworld.render(scenes[:5])
+
+
+@pytest.fixture(scope="module")
+def prompts(scenes):
+    return microworld.captions(scenes[:5])
+
+
+@pytest.fixture
+def clip(clip_folder):
+    return scores.load("clip", f"local-dir:{clip_folder}")
+
+
+def test_tokenizer_reads_any_text(tokenizer):
+    ids = tokenizer("a striped red circle on the moon").input_ids
+    assert len(ids) == 9 and ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id == max(ids)
+    strange = tokenizer("Zürich 42 ¿?", truncation=True).input_ids[1:-1]
+    assert tokenizer.eos_token_id not in strange
+
+
+def test_score_is_what_open_clip_gives(clip, clip_folder, pixels, prompts):
+    """The reference path: open_clip's own transform on PIL images, its tokenizer, one image at a time."""
+    model, transform = open_clip.create_model_from_pretrained(f"local-dir:{clip_folder}")
+    tokenize = open_clip.get_tokenizer(f"local-dir:{clip_folder}")
+    for content, prompt, got in zip(pick_high.encode(pixels), prompts, clip.score(pixels, prompts)):
+        image = transform(Image.open(io.BytesIO(content["bytes"])))[None]
+        with torch.no_grad():
+            v, t = model.eval().encode_image(image, normalize=True), model.encode_text(tokenize([prompt]), normalize=True)
+        assert got.item() == pytest.approx((v * t).sum().item(), abs=2e-3)  # 8-bit pixels against float ones
+
+
+@pytest.mark.parametrize("shape", [(96, 96), (150, 80), (64, 200)])
+def test_geometry_is_clips(clip_folder, shape):
+    _, transform = open_clip.create_model_from_pretrained(f"local-dir:{clip_folder}")
+    array = torch.randint(256, (*shape, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    smooth = Image.fromarray(array.numpy()).resize((9, 7)).resize(shape[::-1], Image.Resampling.BICUBIC)
+    mine = scores.preprocess(pick_high.to_pixels(smooth)[None], 64, [0.5] * 3, [0.5] * 3)[0]
+    assert (mine - transform(smooth)).abs().max() < 2 * 2 / 255  # two grey levels in [-1, 1]
+
+
+def test_gradient_reaches_the_pixels(clip, pixels, prompts):
+    x = pixels.clone().requires_grad_()
+    clip.score(x, prompts).sum().backward()
+    assert x.grad.abs().amax((1, 2, 3)).min() > 0
+
+
+def test_repeated_prompts_are_encoded_once(clip, pixels, prompts, monkeypatch):
+    seen, encode = [], clip.model.encode_text
+    monkeypatch.setattr(clip.model, "encode_text", lambda tokens, **k: seen.append(len(tokens)) or encode(tokens, **k))
+    mixed = [prompts[0], prompts[1], prompts[0], prompts[0], prompts[1]]
+    got = clip.score(pixels, mixed)
+    assert seen == [2]
+    assert torch.allclose(got, torch.cat([clip.score(pixels[i : i + 1], [p]) for i, p in enumerate(mixed)]), atol=1e-6)
+
+
+def test_pickscore_is_the_scaled_cosine(clip, clip_folder, pixels, prompts):
+    scaled = scores.load("pickscore", f"local-dir:{clip_folder}")
+    assert torch.allclose(scaled.score(pixels, prompts), clip.score(pixels, prompts) * clip.model.logit_scale.exp())
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_hp_survives_its_folder_and_icthp_is_the_product(clip, clip_folder, pixels, prompts, tmp_path, variant):
+    hp = scores.HpScorer(clip, scores.head(16, variant), {"width": 16, "variant": variant}).eval()
+    scores.save_hp(hp, hub.read_clip_config(clip_folder), tmp_path)
+    again = scores.load("hp", str(tmp_path))
+    values = again.score(pixels)
+    assert torch.allclose(values, hp.score(pixels), atol=1e-6) and values.min() > 0 and values.max() < 1
+    both = scores.load("icthp", f"{clip_folder},{tmp_path}")
+    assert torch.allclose(both.score(pixels, prompts), clip.score(pixels, prompts) * values, atol=1e-6)
+
+
+def test_released_head_is_one_affine_map():
+    """models/icthp_model.py:47-62: five linear layers with nothing between; N(0, 1/1025) leaves next to no signal."""
+    torch.manual_seed(0)
+    head = scores.head(1024, "released").eval().double()
+    linear = [layer for layer in head if isinstance(layer, torch.nn.Linear)]
+    assert sum(p.numel() for p in head.parameters()) == 1_190_113
+    weight = linear[0].weight
+    for layer in linear[1:]:
+        weight = layer.weight @ weight
+    x = 10 * torch.nn.functional.normalize(torch.randn(64, 1024, dtype=torch.float64), dim=1)
+    assert torch.allclose(head(x), x @ weight.T, atol=1e-16)
+    assert head(x).std() < 1e-8
+
+
+def test_jpeg(pixels):
+    jpeg = scores.load("jpeg")
+    assert torch.equal(jpeg.score(pixels), jpeg_bytes(pixels) / 1000)
+
+
+def test_aesthetic_reads_lions_heads(clip_folder, pixels, tmp_path):
+    torch.save({"weight": torch.randn(1, 16), "bias": torch.randn(1)}, tmp_path / "linear.pth")
+    scorer = scores.load("aesthetic", f"local-dir:{clip_folder},{tmp_path}/linear.pth")
+    assert scorer.score(pixels).shape == (5,)
+
+
+def test_rank_orders_pictures(clip, pixels, prompts, tmp_path):
+    paths = []
+    for i, content in enumerate(pick_high.encode(pixels)):
+        paths.append(tmp_path / f"{i}.png")
+        paths[-1].write_bytes(content["bytes"])
+    ranked = clip.rank(prompts[0], paths)
+    assert sorted(i for i, _ in ranked) == [0, 1, 2, 3, 4]
+    assert [s for _, s in ranked] == sorted((s for _, s in ranked), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("bad", "prompts", "says"),
+    [
+        (torch.rand(3, 64, 64), ["a"], "float"),
+        (torch.rand(2, 3, 64, 64) * 255, ["a", "b"], r"\[0, 1\]"),
+        (torch.zeros(2, 3, 64, 64, dtype=torch.uint8), ["a", "b"], "uint8"),
+        (torch.rand(2, 3, 64, 64), ["a"], "list of 2 prompts"),
+        (torch.rand(2, 3, 64, 64), None, "none"),
+        (torch.rand(2, 3, 64, 64), "ab", "one string"),
+    ],
+)
+def test_bad_input_is_named(clip, bad, prompts, says):
+    with pytest.raises(ValueError, match=says):
+        clip.score(bad, prompts)
+
+
+def test_unknown_and_missing_scorers():
+    with pytest.raises(ValueError, match="no scorer is called 'clipp'"):
+        scores.load("clipp")
+    with pytest.raises(FileNotFoundError, match="dvc repro train_hp"):
+        scores.load("hp", "nowhere/hp")
+
+
+def test_text_tower_equals_open_clips(clip, tokenizer, prompts):
+    tower = hub.text_tower(clip.model, tokenizer)
+    ids = clip.tokenizer(prompts)
+    with torch.no_grad():
+        assert torch.allclose(tower(ids).text_embeds, clip.model.encode_text(ids), atol=1e-5)
+
+
+def test_folded_t5_draws_the_same_picture(sd3_folder, prompts):
+    """256 equal zero tokens against one with log(256) on its logit, through the whole pipeline."""
+    from diffusers import StableDiffusion3Pipeline
+
+    plain = StableDiffusion3Pipeline.from_pretrained(sd3_folder, text_encoder_3=None, tokenizer_3=None)
+    options = dict(num_inference_steps=4, guidance_scale=0, output_type="pt")
+    one, two = (torch.Generator().manual_seed(0) for _ in range(2))
+    expected = plain(prompts, generator=one, **options).images
+    folded = hub.load_sd3(str(sd3_folder))(prompts, generator=two, max_sequence_length=1, **options).images
+    assert torch.allclose(expected, folded, atol=1e-4)
+
+
+def test_a_folder_that_is_no_pipeline(tmp_path):
+    with pytest.raises(FileNotFoundError, match="model_index.json"):
+        hub.load_sd3(str(tmp_path))
+
+
+def test_generate_does_not_depend_on_the_batch(sd3_folder, prompts):
+    pipe = hub.load_sd3(str(sd3_folder))
+    assert torch.allclose(draft.generate(pipe, prompts, steps=2, batch=2), draft.generate(pipe, prompts, steps=2, batch=5), atol=1e-4)
+
+
+def test_released_weights_are_safetensors_only(clip_folder, sd3_folder):
+    files = [p.suffix for folder in (clip_folder, sd3_folder) for p in folder.rglob("*") if p.is_file()]
+    assert not {".bin", ".pt", ".pth", ".ckpt", ".pkl"} & set(files)
+    assert json.loads((sd3_folder / "model_index.json").read_text())["text_encoder_3"] == [None, None]
+
+
+def test_load_does_not_unpickle(clip_folder, tmp_path):
+    bad = tmp_path / "head.pth"
+    save_file({"weight": torch.zeros(1, 16)}, tmp_path / "x.safetensors")
+    bad.write_bytes(b"cos\nsystem\n(S'echo hostile'\ntR.")
+    with pytest.raises(Exception, match="(?i)weights_only|unpickl|unsupported|magic"):
+        scores.aesthetic_head(bad)
