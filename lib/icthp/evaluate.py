@@ -120,21 +120,23 @@ def micro_geneval(each: int, generator: torch.Generator) -> list[dict]:
     for task, kind in kind_of.items():
         chosen = scenes[(scenes.latents["kind"] == kind).nonzero()[start : start + each, 0]]
         start += each  # tasks of one kind take different scenes
-        rows += [_metadata(task, chosen[i : i + 1]) for i in range(len(chosen))]
+        rows += [described(chosen[i : i + 1], task) for i in range(len(chosen))]
     return rows
 
 
-def _metadata(task: str, scene: microworld.Scenes) -> dict:
+def described(scene: microworld.Scenes, task: str | None = None) -> dict:
+    """GenEval's metadata of one scene: what the task asks of its short prompt, or with task None all that it says."""
     s = {k: v.item() for k, v in scene.latents.items()}
-    include = [{"class": microworld.SHAPES[s["shape_a"]], "count": 2 + s["count"] if task == "counting" else 1}]
+    asked = task or ("colors", "position", "counting")[s["kind"]]
+    include = [{"class": microworld.SHAPES[s["shape_a"]], "count": 2 + s["count"] if asked == "counting" else 1}]
     if s["kind"] == 1:
         include.append({"class": microworld.SHAPES[s["shape_b"]], "count": 1})
-    if task in ("colors", "color_attr"):
+    if task in (None, "colors", "color_attr"):
         for entry, k in zip(include, "ab"):
             entry["color"] = microworld.COLOURS[s["colour_" + k]]
-    if task == "position":  # GenEval places the second object relative to the first
+    if asked == "position":  # the first object is left of or above the second; GenEval refers to an earlier class
         include[1]["position"] = [("right of", "below")[s["relation"]], 0]
-    return {"tag": task, "include": include, "prompt": microworld.captions(scene)[0]}
+    return {"tag": asked, "include": include, "prompt": microworld.captions(scene)[0]}
 
 
 def geneval_correct(found: list[Detection], metadata: dict) -> bool:

@@ -212,6 +212,13 @@ def read_official(folder, split: str) -> list[dict]:
         raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
     rows = [{names[k]: row[k] for k in names} for row in frame.to_dict("records")]
     for row in rows:
-        row.update({k: Path(folder) / f"pick_easy_img/{split}" / row[k] for k in ("image_1", "image_2")})
-        row["image_3"] = Path(folder) / f"pick_refine_img/{split}" / row["image_3"]
+        for name, place in (("image_1", "pick_easy_img"), ("image_2", "pick_easy_img"), ("image_3", "pick_refine_img")):
+            row[name] = _inside(Path(folder) / place / split, row[name])
     return rows
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """folder / name; a name that leads out of the folder is refused."""
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"picture name {name!r} leads outside {folder}; the table may be hostile")
+    return folder / name

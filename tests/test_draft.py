@@ -1,0 +1,134 @@
+import pytest
+import torch
+
+from icthp import draft, hub, microworld
+
+STEPS = 3
+
+
+@pytest.fixture
+def pipe(sd3_folder):
+    """A tiny pipeline with a LoRA that already does something."""
+    pipe = hub.load_sd3(str(sd3_folder))
+    for p in draft.add_lora(pipe, rank=2):
+        torch.nn.init.normal_(p, std=0.2, generator=torch.Generator().manual_seed(1))
+    return pipe
+
+
+@pytest.fixture
+def prompt(pipe, scenes):
+    return draft.encode(pipe, microworld.captions(scenes[:3]))
+
+
+def reward(pixels, rows):
+    """Smooth, different for every prompt, not linear in the pixels."""
+    return (pixels.square().mean((1, 2, 3)) - pixels[:, 0].mean((1, 2))) * (1 + rows)
+
+
+def lora(pipe):
+    return [p for p in pipe.transformer.parameters() if p.requires_grad]
+
+
+def gradient(pipe, prompt, **options):
+    for p in lora(pipe):
+        p.grad = None
+    step = draft.draft_step(pipe, *prompt, reward, steps=STEPS, generator=torch.Generator().manual_seed(0), **options)
+    return step, torch.cat([p.grad.flatten() for p in lora(pipe)])
+
+
+def end_to_end(pipe, prompt, k):
+    """The definition, by the pipeline's own scheduler and one autograd graph through sampler, decoder and reward."""
+    embeds, pooled = prompt
+    x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    pipe.scheduler.set_timesteps(STEPS)
+    for i, t in enumerate(pipe.scheduler.timesteps):
+        x = x.detach() if i == STEPS - k else x
+        v = pipe.transformer(x, embeds, pooled, t.expand(3), return_dict=False)[0]
+        x = pipe.scheduler.step(v, t, x, return_dict=False)[0]
+    pixels = pipe.vae.decode(x / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor).sample
+    value = reward((pixels / 2 + 0.5).clamp(0, 1), torch.arange(3))
+    return value, torch.cat([g.flatten() for g in torch.autograd.grad(-value.mean(), lora(pipe))])
+
+
+@pytest.mark.parametrize("k", [1, 2, STEPS])
+def test_staged_gradient_is_the_end_to_end_one(pipe, prompt, k):
+    step, staged = gradient(pipe, prompt, k=k, decode_batch=2)
+    value, whole = end_to_end(pipe, prompt, k)
+    assert torch.allclose(step.rewards, value, atol=1e-6)
+    assert (staged - whole).norm() <= 1e-5 * whole.norm() and whole.norm() > 0
+
+
+def test_more_steps_with_a_graph_change_the_gradient(pipe, prompt):
+    one, all_ = (gradient(pipe, prompt, k=k)[1] for k in (1, STEPS))
+    assert (one - all_).norm() > 1e-3 * all_.norm()
+
+
+def test_no_graph_before_the_last_k_steps(pipe, prompt):
+    """Tensors saved for backward are counted: none while the first steps run."""
+    saved, calls = [0], []
+    pipe.transformer.register_forward_hook(lambda *_: calls.append(saved[0]))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.__setitem__(0, saved[0] + 1) or t, lambda t: t):
+        gradient(pipe, prompt, k=1)
+    assert calls[:2] == [0, 0] and calls[2] > 100
+
+
+def test_lv_with_one_copy_of_the_last_step(pipe, prompt):
+    """DRaFT-LV by hand: finish the sample, noise it to the last level, denoise once with a graph."""
+    step, staged = gradient(pipe, prompt, lv=2)
+    assert step.rewards.shape == (6,) and step.pixels.shape[0] == 6
+    generator = torch.Generator().manual_seed(0)
+    sigma = draft._sigmas(pipe, STEPS, 8).tolist()
+    euler = lambda x, i: x + (sigma[i + 1] - sigma[i]) * pipe.transformer(
+        x, *(p.repeat(len(x) // 3, *[1] * (p.ndim - 1)) for p in prompt), torch.full((len(x),), sigma[i] * 1000), return_dict=False)[0]  # fmt: skip
+    x = torch.randn(3, 4, 8, 8, generator=generator)
+    with torch.no_grad():
+        for i in range(STEPS):
+            x = euler(x, i)
+    x = (1 - sigma[-2]) * x.repeat(2, 1, 1, 1) + sigma[-2] * torch.randn(6, 4, 8, 8, generator=generator)
+    value = reward(draft.decode(pipe, euler(x, STEPS - 1)), torch.arange(3).repeat(2))
+    whole = torch.cat([g.flatten() for g in torch.autograd.grad(-value.mean(), lora(pipe))])
+    assert (staged - whole).norm() <= 1e-5 * whole.norm()
+
+
+def test_training_pictures_are_the_pipelines(pipe, prompt, scenes):
+    """The sampler of the training step and the pipeline's own draw the same picture from the same noise."""
+    step, _ = gradient(pipe, prompt, k=1)
+    noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    drawn = pipe(microworld.captions(scenes[:3]), latents=noise, num_inference_steps=STEPS, guidance_scale=0, output_type="pt",
+                 max_sequence_length=1).images  # fmt: skip
+    assert torch.allclose(step.pixels, drawn, atol=1e-5)
+
+
+def test_a_saved_lora_draws_the_same_pictures_in_plain_diffusers(pipe, sd3_folder, scenes, tmp_path):
+    prompts = microworld.captions(scenes[:2])
+    base = draft.generate(hub.load_sd3(str(sd3_folder)), prompts, steps=STEPS)
+    tuned = draft.generate(pipe, prompts, steps=STEPS)
+    draft.save_lora(pipe, tmp_path)
+    again = hub.load_sd3(str(sd3_folder))
+    again.load_lora_weights(str(tmp_path))
+    assert (tuned - base).abs().max() > 0.01
+    assert torch.allclose(draft.generate(again, prompts, steps=STEPS), tuned, atol=1e-5)
+
+
+def test_only_the_lora_trains(pipe, prompt):
+    gradient(pipe, prompt, k=1)
+    names = [n for n, p in pipe.transformer.named_parameters() if p.grad is not None]
+    assert names and all("lora_" in n for n in names)
+    assert not any(p.requires_grad for part in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2) for p in part.parameters())
+
+
+@pytest.mark.parametrize("options", [{"k": 0}, {"k": STEPS + 1}, {"k": 2, "lv": 2}])
+def test_k_outside_its_range(pipe, prompt, options):
+    with pytest.raises(ValueError, match="k must lie in"):
+        gradient(pipe, prompt, **options)
+
+
+def test_a_detached_reward_fails_loudly(pipe, prompt):
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        draft.draft_step(pipe, *prompt, lambda pixels, rows: pixels.detach().mean((1, 2, 3)), steps=STEPS, generator=torch.Generator())
+
+
+def test_dynamic_shifting_is_refused(pipe, prompt):
+    pipe.scheduler.register_to_config(use_dynamic_shifting=True)
+    with pytest.raises(ValueError, match="dynamic shifting"):
+        gradient(pipe, prompt, k=1)

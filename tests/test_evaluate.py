@@ -1,0 +1,150 @@
+import numpy as np
+import pytest
+import torch
+
+from icthp import evaluate, microworld
+from icthp.detector import Detection, Detector, detector_loss, targets
+from icthp.evaluate import geneval_correct
+
+
+def test_interval_covers_the_mean_as_often_as_it_says():
+    """Bootstrap of 60 normal values, 300 times: about 95 % of the intervals hold the truth."""
+    rng = np.random.default_rng(0)
+    parts = [evaluate.interval(rng.normal(1, 2, 60), resamples=400) for _ in range(300)]
+    assert 0.90 <= np.mean([p["low"] <= 1 <= p["high"] for p in parts]) <= 0.985
+    assert evaluate.flat("x", [0.0, 1.0]).keys() == {"x", "x_low", "x_high", "x_n"}
+    with pytest.raises(ValueError, match="two values"):
+        evaluate.interval([1.0])
+
+
+def test_preference_counts_ties_half():
+    right = evaluate.preference(torch.tensor([[0.1, 0.2, 0.3], [0.5, 0.5, 0.1]]))
+    assert right["i2_i1"].tolist() == [1, 0.5] and right["i3_i2"].tolist() == [1, 0] and right["i3_i1"].tolist() == [1, 0]
+
+
+def test_paradox_rate_by_hand():
+    by_level = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [2.0, 2.0, 1.0]])
+    assert evaluate.paradox_rate(by_level).tolist() == pytest.approx([1, 0, 2 / 3])  # a tie is not a fall
+    assert evaluate.spearman(by_level[:1]) == -1
+
+
+def test_score_by_level_draws_the_same_scene(scenes):
+    seen = []
+
+    def score(pixels, prompts):
+        seen.append(prompts)
+        return pixels.mean((1, 2, 3))
+
+    assert evaluate.score_by_level(score, scenes[:4]).shape == (4, 9)
+    assert all(p == seen[0] for p in seen)
+    evaluate.score_by_level(score, scenes[:4], "long")
+    assert seen[-1] != seen[9]
+
+
+def test_jpeg_bytes_grow_with_detail(scenes):
+    plain, rich = (evaluate.jpeg_bytes(microworld.render(scenes.at(r))).mean() for r in (0, 1))
+    assert rich > 1.5 * plain
+    flat = evaluate.jpeg_bytes(torch.full((2, 3, 64, 64), 0.5))
+    assert flat[0] == flat[1] < plain
+
+
+def test_diversity_closed_form():
+    features = torch.tensor([[1.0, 0], [0, 2.0], [1.0, 1], [3.0, 3], [5.0, 0]])
+    assert evaluate.diversity(features, ["a", "a", "b", "b", "alone"]).tolist() == pytest.approx([1, 0], abs=1e-6)
+
+
+# ---- GenEval's rules, every branch ---------------------------------------------------------------------------------
+
+
+def at(label, colour="red", x=0.0, y=0.0):
+    return Detection(label, colour, x, y, 0.9)
+
+
+def ask(tag, *include):
+    return {"tag": tag, "include": list(include), "prompt": ""}
+
+
+ONE = {"class": "circle", "count": 1}
+PLACED = ask("position", ONE, {"class": "star", "count": 1, "position": ["right of", 0]})
+CASES = [
+    ("there", [at("circle")], ask("single_object", ONE), True),
+    ("absent", [at("star")], ask("single_object", ONE), False),
+    ("nothing found", [], ask("single_object", ONE), False),
+    ("more than asked is no fault", [at("circle")] * 2, ask("single_object", ONE), True),
+    ("both", [at("circle"), at("star")], ask("two_object", ONE, {"class": "star", "count": 1}), True),
+    ("one of two", [at("circle")], ask("two_object", ONE, {"class": "star", "count": 1}), False),
+    ("count", [at("circle")] * 3, ask("counting", {"class": "circle", "count": 3}), True),
+    ("one too many", [at("circle")] * 4, ask("counting", {"class": "circle", "count": 3}), False),
+    ("one too few", [at("circle")] * 2, ask("counting", {"class": "circle", "count": 3}), False),
+    ("colour", [at("circle", "blue")], ask("colors", ONE | {"color": "blue"}), True),
+    ("other colour", [at("circle")], ask("colors", ONE | {"color": "blue"}), False),
+    ("colours swapped", [at("circle", "blue"), at("star")],
+     ask("color_attr", ONE | {"color": "red"}, {"class": "star", "count": 1, "color": "blue"}), False),
+    ("right of", [at("circle", x=-0.5), at("star", x=0.5)], PLACED, True),
+    ("left of instead", [at("circle", x=0.5), at("star", x=-0.5)], PLACED, False),
+    ("too near to say", [at("circle"), at("star", x=0.05)], PLACED, False),
+    ("diagonal counts as both", [at("circle", x=-0.5, y=-0.5), at("star", x=0.5, y=0.5)], PLACED, True),
+    ("mostly below", [at("circle", y=-0.5), at("star", x=0.2, y=0.5)], PLACED, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("found", "metadata", "right"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_geneval_rules(found, metadata, right):
+    assert geneval_correct(found, metadata) is right
+
+
+def truth(scenes):
+    """What a perfect detector would say."""
+    centres, _, present, is_b = microworld.layout(scenes)
+    s = scenes.latents
+    return [[Detection(microworld.SHAPES[s["shape_" + "ab"[int(is_b[i, k])]][i]], microworld.COLOURS[s["colour_" + "ab"[int(is_b[i, k])]][i]],
+                       *centres[i, k].tolist(), 1.0) for k in range(3) if present[i, k]] for i in range(len(scenes))]  # fmt: skip
+
+
+def test_a_perfect_picture_passes_its_own_prompt(scenes):
+    for i, found in enumerate(truth(scenes)):
+        assert geneval_correct(found, evaluate.described(scenes[i : i + 1]))
+
+
+def test_a_wrong_attribute_fails_its_prompt(scenes):
+    colour = (scenes.latents["colour_a"] + 1) % 8
+    for i, found in enumerate(truth(scenes.replace(colour_a=colour, colour_b=colour))):
+        assert not geneval_correct(found, evaluate.described(scenes[i : i + 1]))
+
+
+def test_micro_geneval_asks_held_out_prompts_of_every_task():
+    rows = evaluate.micro_geneval(5, torch.Generator().manual_seed(0))
+    assert [r["tag"] for r in rows] == [t for t in evaluate.GENEVAL_TASKS for _ in range(5)]
+    assert microworld.held_out(microworld.parse([r["prompt"] for r in rows], torch.Generator())).all()
+
+
+# ---- the detector ----------------------------------------------------------------------------------------------------
+
+
+def test_detector_targets_decode_to_the_truth(scenes):
+    """Peaks of the target heat map, read by the detector's own reading rule, are the objects."""
+    heat, shape, colour = targets(scenes)
+    detector = Detector(width=8)
+    logits = lambda labels: torch.nn.functional.one_hot(labels.clamp(min=0), 8).permute(0, 3, 1, 2).float()
+    detector.forward = lambda pixels: (torch.logit(heat, 1e-4), logits(shape), logits(colour), None)
+    for found, expected in zip(detector.detect(torch.zeros(64, 3, 64, 64)), truth(scenes)):
+        assert sorted((d.label, d.colour) for d in found) == sorted((d.label, d.colour) for d in expected)
+
+
+def test_detector_learns_and_survives_its_folder(scenes, tmp_path):
+    torch.manual_seed(0)
+    detector, pixels = Detector(width=8), microworld.render(scenes)
+    optimizer = torch.optim.Adam(detector.parameters(), 1e-2)
+    losses = []
+    for _ in range(12):
+        loss = detector_loss(detector, pixels, scenes)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    detector.eval().save(tmp_path)
+    again = Detector.load(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(detector(pixels), again(pixels)))
+    with pytest.raises(FileNotFoundError, match="make data"):
+        Detector.load(tmp_path / "nowhere")

@@ -1,0 +1,67 @@
+import math
+
+import pytest
+import torch
+
+from icthp.train import batch_indices, fit, learning_rate
+
+
+def run(path=None, die_at=None, steps=9, lr=0.1):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
+
+    def loss_at(model, step):
+        if step == die_at:
+            raise KeyboardInterrupt
+        x = torch.randn(16, 4)
+        return (model(x) - x.sum(1, keepdim=True)).square().mean(), {"first": x[0, 0].item()}
+
+    try:
+        history = fit(model, loss_at, steps=steps, lr=lr, warmup=2, checkpoint=path, save_every=2)
+    except KeyboardInterrupt:
+        return None, None
+    return model.state_dict(), history
+
+
+def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path):
+    """Killed at step 5 with a checkpoint of step 4: dropout, data, schedule and optimiser state all go on."""
+    whole, history = run()
+    run(tmp_path / "c.pt", die_at=5)
+    resumed, again = run(tmp_path / "c.pt")
+    assert history == again and len(history) == 9
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+
+
+def test_a_finished_run_is_not_repeated(tmp_path):
+    first = run(tmp_path / "c.pt")
+    second = run(tmp_path / "c.pt", die_at=0)
+    assert second[1] == first[1]
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
+    run(tmp_path / "c.pt")
+    with pytest.raises(ValueError, match="delete it to start again"):
+        run(tmp_path / "c.pt", lr=0.2)
+
+
+def test_a_diverging_run_stops_with_a_remedy():
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        fit(torch.nn.Linear(1, 1), lambda m, step: (m(torch.ones(1, 1)).sum() * math.nan, {}), steps=2, lr=1.0)
+
+
+def test_batches_show_every_row_once_an_epoch():
+    rows = torch.cat([batch_indices(step, n=10, size=4) for step in range(5)])
+    assert sorted(rows[:10].tolist()) == sorted(rows[10:].tolist()) == list(range(10))
+    assert rows[:10].tolist() != rows[10:].tolist()
+    assert torch.equal(batch_indices(3, n=10, size=4), batch_indices(3, n=10, size=4))
+    assert len(batch_indices(0, n=3, size=8)) == 8  # a table smaller than the batch
+
+
+def test_learning_rate_closed_form():
+    at = lambda step, **k: learning_rate(step, steps=110, peak=2.0, warmup=10, **k)
+    assert [at(0), at(9), at(10)] == [0.2, 2.0, 2.0]
+    assert at(60) == pytest.approx(1.0) and at(35) == pytest.approx(1 + math.cos(math.pi / 4))
+    assert at(60, schedule="linear") == 1.0 and at(109, schedule="constant") == 2.0
+    with pytest.raises(ValueError, match="schedule"):
+        at(60, schedule="step")
