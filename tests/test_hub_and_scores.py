@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from icthp import draft, hub, microworld, pick_high, scores
-from icthp.evaluate import jpeg_bytes
+from icthp import draft, hub, microworld, pictures, scores
+from icthp.pictures import jpeg_bytes
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_score_is_what_open_clip_gives(clip, clip_folder, pixels, prompts):
     """The reference path: open_clip's own transform on PIL images, its tokenizer, one image at a time."""
     model, transform = open_clip.create_model_from_pretrained(f"local-dir:{clip_folder}")
     tokenize = open_clip.get_tokenizer(f"local-dir:{clip_folder}")
-    for content, prompt, got in zip(pick_high.encode(pixels), prompts, clip.score(pixels, prompts)):
+    for content, prompt, got in zip(pictures.encode(pixels), prompts, clip.score(pixels, prompts)):
         image = transform(Image.open(io.BytesIO(content["bytes"])))[None]
         with torch.no_grad():
             v, t = model.eval().encode_image(image, normalize=True), model.encode_text(tokenize([prompt]), normalize=True)
@@ -49,7 +49,7 @@ def test_geometry_is_clips(clip_folder, shape):
     _, transform = open_clip.create_model_from_pretrained(f"local-dir:{clip_folder}")
     array = torch.randint(256, (*shape, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     smooth = Image.fromarray(array.numpy()).resize((9, 7)).resize(shape[::-1], Image.Resampling.BICUBIC)
-    mine = scores.preprocess(pick_high.to_pixels(smooth)[None], 64, [0.5] * 3, [0.5] * 3)[0]
+    mine = scores.preprocess(pictures.to_pixels(smooth)[None], 64, [0.5] * 3, [0.5] * 3)[0]
     assert (mine - transform(smooth)).abs().max() < 2 * 2 / 255  # two grey levels in [-1, 1]
 
 
@@ -111,7 +111,7 @@ def test_aesthetic_reads_lions_heads(clip_folder, pixels, tmp_path):
 
 def test_rank_orders_pictures(clip, pixels, prompts, tmp_path):
     paths = []
-    for i, content in enumerate(pick_high.encode(pixels)):
+    for i, content in enumerate(pictures.encode(pixels)):
         paths.append(tmp_path / f"{i}.png")
         paths[-1].write_bytes(content["bytes"])
     ranked = clip.rank(prompts[0], paths)

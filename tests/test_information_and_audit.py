@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from icthp import audit, information, microworld, pick_high
+from icthp import audit, information, microworld, pictures
 
 
 def test_predicted_score_closed_forms():
@@ -35,7 +35,7 @@ def test_gaussian_information_closed_form():
 
 
 def files(scenes, richness, format, **options):
-    return [row["bytes"] for row in pick_high.encode(microworld.render(scenes.at(richness)), format, **options)]
+    return [row["bytes"] for row in pictures.encode(microworld.render(scenes.at(richness)), format, **options)]
 
 
 def test_the_audit_finds_a_planted_format_cue(scenes):
@@ -55,6 +55,6 @@ def test_the_audit_finds_nothing_between_equal_sets(scenes):
 def test_same_format_is_the_same_size():
     from PIL import Image
 
-    big = pick_high.encode(torch.rand(1, 3, 90, 120))[0]["bytes"]
+    big = pictures.encode(torch.rand(1, 3, 90, 120))[0]["bytes"]
     image = audit.as_image(audit.same_format(big, 64))
     assert isinstance(image, Image.Image) and image.size == (64, 64) and image.format == "JPEG"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from icthp import microworld, pick_high
+from icthp import microworld, pick_high, pictures
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def table(scenes, tmp_path_factory):
     """A small table of triplets in the project's own schema, I3 of another size and format than I1 and I2."""
     pairs = pick_high.legacy_pairs(scenes[:6], torch.Generator().manual_seed(0))
     raw = pairs.cast_column("image_1", datasets.Image(decode=False)).cast_column("image_2", datasets.Image(decode=False))
-    better = pick_high.encode(microworld.render(scenes[:6].at(1), size=96))
+    better = pictures.encode(microworld.render(scenes[:6].at(1), size=96))
     columns = {name: raw[name][:] for name in raw.column_names} | {
         "refined_prompt": microworld.captions(scenes[:6].at(1), "long"), "image_3": better,
         "clip_1": [0.1] * 6, "clip_2": [0.2] * 6, "text_sim": [0.5] * 6}  # fmt: skip
@@ -52,7 +52,7 @@ def test_a_table_without_a_column_says_which(table, tmp_path):
 
 def test_encode_is_lossless_in_png(scenes):
     pixels = microworld.render(scenes[:3])
-    again = torch.stack([pick_high.to_pixels(Image.open(io.BytesIO(row["bytes"]))) for row in pick_high.encode(pixels)])
+    again = torch.stack([pictures.to_pixels(Image.open(io.BytesIO(row["bytes"]))) for row in pictures.encode(pixels)])
     assert (again - pixels).abs().max() <= 0.5 / 255 + 1e-6
 
 
@@ -73,7 +73,7 @@ def folder(tmp_path):
 
 
 def test_a_folder_is_a_table(folder):
-    table = pick_high.read_table(folder)
+    table = pictures.read_table(folder)
     assert [p.rsplit("/", 1)[1] for p in table.image] == ["a.jpg", "b.png"] and table.prompt.isna().all()
 
 
@@ -82,27 +82,29 @@ def test_tables_of_three_formats(folder, suffix):
     frame, path = pd.DataFrame({"image": ["a.jpg"], "prompt": ["a, b"]}), folder / f"t.{suffix}"
     {"csv": lambda: frame.to_csv(path, index=False), "jsonl": lambda: frame.to_json(path, orient="records", lines=True),
      "parquet": lambda: frame.to_parquet(path)}[suffix]()  # fmt: skip
-    table = pick_high.read_table(path)
+    table = pictures.read_table(path)
     assert table.image[0] == str(folder / "a.jpg") and table.prompt[0] == "a, b"
 
 
 def test_bad_tables_are_named(folder):
     pd.DataFrame({"file": ["a.jpg"]}).to_csv(folder / "t.csv")
     with pytest.raises(ValueError, match="no column `image`"):
-        pick_high.read_table(folder / "t.csv")
+        pictures.read_table(folder / "t.csv")
     with pytest.raises(ValueError, match="neither a folder nor a table"):
-        pick_high.read_table(folder / "notes.txt")
+        pictures.read_table(folder / "notes.txt")
+    with pytest.raises(FileNotFoundError, match="give a folder"):
+        pictures.read_table(folder / "nowhere")
 
 
 def test_a_broken_picture_is_named(folder):
     (folder / "broken.png").write_bytes((folder / "b.png").read_bytes()[:40])
     with pytest.raises(ValueError, match="broken.png cannot be read"):
-        pick_high.to_pixels(folder / "broken.png")
+        pictures.to_pixels(folder / "broken.png")
 
 
 def test_odd_modes_become_rgb(tmp_path):
     for mode in ("L", "P", "RGBA", "LA", "CMYK", "1"):
-        assert pick_high.to_pixels(Image.new(mode, (5, 4))).shape == (3, 4, 5)
+        assert pictures.to_pixels(Image.new(mode, (5, 4))).shape == (3, 4, 5)
 
 
 # ---- refiners --------------------------------------------------------------------------------------------------------
@@ -177,7 +179,8 @@ def test_the_release_is_read_with_e2_where_e2_belongs(tmp_path):
 
 def test_frames_of_many_kinds_pass_the_restricted_reader(tmp_path):
     frame = pd.DataFrame({"s": ["é", None], "f": np.float32([1, 2]), "i": [1, 2], "b": [True, False], "o": [[1, "x"], {"k": 2}],
-                          "c": pd.Categorical(["a", "b"]), "t": pd.to_datetime(["2025-01-01", "2025-01-02"])}, index=[5, 9])  # fmt: skip
+                          "c": pd.Categorical(["a", "b"]), "t": pd.to_datetime(["2025-01-01", "2025-01-02"]),
+                          "n": pd.array([1, None])}, index=[5, 9])  # fmt: skip
     for protocol in range(2, 6):
         frame.to_pickle(tmp_path / "t.pkl", protocol=protocol)
         with open(tmp_path / "t.pkl", "rb") as file:
@@ -193,7 +196,7 @@ class Hostile:
 
 
 @pytest.mark.parametrize("call", [(os.system, "true"), (eval, "1"), (getattr, "x", "upper"), (pd.read_pickle, "x"), (np.load, "x"),
-                                  (pd.eval, "1"), (__import__, "os")])  # fmt: skip
+                                  (pd.eval, "1"), (__import__, "os"), (np.memmap, "x"), (pd.HDFStore, "x")])  # fmt: skip
 def test_a_hostile_pickle_is_refused(tmp_path, call):
     (tmp_path / "test.pkl").write_bytes(pickle.dumps(Hostile(*call)))
     with pytest.raises(pickle.UnpicklingError, match=rf"{call[0].__name__}.*hostile"):

@@ -83,7 +83,7 @@ def targets(scenes: microworld.Scenes, side: int = 16) -> tuple[Tensor, Tensor, 
     heat = (-squared / (2 * (2 / side * 0.8) ** 2)).exp() * present[..., None, None]  # (b, 3, side, side)
     near, which = heat.max(1)
     second = is_b.gather(1, which.flatten(1)).reshape(which.shape)
-    pick = lambda name: torch.where(second, *(scenes.latents[name + k][:, None, None] for k in ("_b", "_a")))  # noqa: E731
+    pick = lambda name: torch.where(second, *(scenes.latents[name + k][:, None, None] for k in ("_b", "_a")))
     return near, *(torch.where(near > 0.3, pick(name), -1) for name in ("shape", "colour"))
 
 

@@ -95,7 +95,7 @@ def draft_step(
     b, device = len(prompt_embeds), pipe.transformer.device
     side = (size or pipe.transformer.config.sample_size * pipe.vae_scale_factor) // pipe.vae_scale_factor
     shape = (b, pipe.transformer.config.in_channels, side, side)
-    noise = lambda n: torch.randn((n, *shape[1:]), generator=generator, device=generator.device).to(device)  # noqa: E731
+    noise = lambda n: torch.randn((n, *shape[1:]), generator=generator, device=generator.device).to(device)
     sigmas = _sigmas(pipe, steps, side).tolist()
 
     def euler(x: Tensor, i: int, rows: Tensor) -> Tensor:

@@ -1,10 +1,7 @@
 """What a picture, a scorer or a tuned generator is worth: paradox, preference accuracy, GenEval, JPEG size, diversity."""
 
-import io
-
 import numpy as np
 import torch
-from PIL import Image
 from scipy import stats
 from torch import Tensor
 
@@ -29,15 +26,6 @@ def flat(name: str, values, **kwargs) -> dict:
 
 
 # ---- pictures ---------------------------------------------------------------------------------------------------
-
-
-def jpeg_bytes(pixels: Tensor, quality: int = 95) -> Tensor:
-    """(b, 3, h, w) in [0, 1] -> (b,) float32 bytes of the JPEG file, 4:2:0, as DDPO's incompressibility reward."""
-    sizes = []
-    for array in pixels.detach().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy():
-        Image.fromarray(array).save(buffer := io.BytesIO(), "JPEG", quality=quality)
-        sizes.append(buffer.tell())
-    return torch.tensor(sizes, dtype=torch.float32)
 
 
 def diversity(features: Tensor, groups) -> Tensor:

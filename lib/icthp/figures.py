@@ -17,7 +17,8 @@ def style() -> None:
     """Set matplotlib's defaults: legible at 600 px, no ink that says nothing."""
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
     mpl.rcParams.update({"figure.dpi": 110, "savefig.dpi": 150, "axes.spines.top": False, "axes.spines.right": False,
-                         "axes.titlesize": 11, "axes.labelsize": 10, "legend.frameon": False, "image.interpolation": "nearest"})  # fmt: skip
+                         "axes.titlesize": 11, "axes.labelsize": 10,
+                         "legend.frameon": False, "image.interpolation": "nearest"})  # fmt: skip
 
 
 def save(figure, name: str, folder="figures") -> Path:

@@ -22,5 +22,5 @@ def gaussian_information(x: Tensor, y: Tensor) -> float:
     joint = torch.cat([x, y], 1).double()
     if len(joint) <= joint.shape[1] + 1:
         raise ValueError(f"{len(joint)} samples cannot give the covariance of {joint.shape[1]} dimensions")
-    half = lambda z: torch.linalg.slogdet(torch.cov(z.double().T).reshape(z.shape[1], z.shape[1]))[1]  # noqa: E731
+    half = lambda z: torch.linalg.slogdet(torch.cov(z.double().T).reshape(z.shape[1], z.shape[1]))[1]
     return float((half(x) + half(y) - half(joint)) / (2 * np.log(2)))

@@ -168,7 +168,9 @@ def captions(scenes: Scenes, style: str = "short", generator: torch.Generator | 
     return [_caption(dict(zip(scenes.latents, row)), level) for row, level in zip(rows, levels)]
 
 
-_A, _B = (f"(?:(?P<material_{k}>{'|'.join(MATERIALS)}) )?(?P<colour_{k}>{'|'.join(COLOURS)}) (?P<shape_{k}>{'|'.join(SHAPES)})" for k in "ab")
+_A, _B = (  # one regular expression for each object
+    f"(?:(?P<material_{k}>{'|'.join(MATERIALS)}) )?(?P<colour_{k}>{'|'.join(COLOURS)}) (?P<shape_{k}>{'|'.join(SHAPES)})" for k in "ab"
+)
 _GRAMMAR = re.compile(
     rf"(?:an?|(?P<count>two|three)) {_A}(?:e?s)?(?: (?P<relation>left of|above) an? {_B})?"
     rf"(?: (?P<scenery>{'|'.join(SCENERY)}))?(?: (?P<time>{'|'.join(TIMES)}))?(?:, light from the (?P<light>{'|'.join(LIGHTS)}))?"
@@ -310,7 +312,7 @@ def _render(scenes: Scenes, size: int, device) -> Tensor:
 
 def _background(scenes: Scenes, drawn: list[Tensor], x: Tensor, y: Tensor, smooth: Tensor) -> Tensor:
     s, dev = scenes.latents, x.device
-    colour = lambda table, name: table.to(dev)[s[name]][..., None, None]  # noqa: E731  (b, 3, 1, 1)
+    colour = lambda table, name: table.to(dev)[s[name]][..., None, None]
     image = colour(_BACKDROP, "backdrop").expand(-1, 3, *x.shape)
     below = ((y - 0.15) * 12).sigmoid()
     view = torch.lerp(colour(_SKY, "scenery") * (1 + 0.15 * y), colour(_GROUND, "scenery") * (1.1 - 0.2 * y), below)
@@ -333,7 +335,7 @@ def _objects(scenes: Scenes, image: Tensor, drawn: list[Tensor], x: Tensor, y: T
         rows = present[:, slot].nonzero()[:, 0]
         if not len(rows):
             continue
-        pick = lambda name: torch.where(is_b[rows, slot], s[name + "_b"][rows], s[name + "_a"][rows])  # noqa: E731
+        pick = lambda name, r=rows, k=slot: torch.where(is_b[r, k], s[name + "_b"][r], s[name + "_a"][r])
         r, lx, ly = sizes[rows, slot, None, None], light_x[rows], light_y[rows]
         u, v = (x - centres[rows, slot, 0, None, None]) / r, (y - centres[rows, slot, 1, None, None]) / r
         shape, d = pick("shape"), [layer[rows] for layer in drawn]
@@ -376,7 +378,7 @@ def legacy(scenes: Scenes, generator: torch.Generator, size: int = 64) -> tuple[
     richness; artefact, the strength of blur and blocks in [0, 1].
     """
     n, s = len(scenes), scenes.latents
-    rand = lambda: torch.rand(n, generator=generator)  # noqa: E731
+    rand = lambda: torch.rand(n, generator=generator)
     wrong = {k: rand() < 0.18 for k in ("shape_a", "colour_a", "shape_b", "colour_b")}
     fresh = {k: torch.where(w, (s[k] + 1 + (rand() * 7).long()) % 8, s[k]) for k, w in wrong.items()}
     drawn = scenes.replace(**fresh).at(rand() * 0.6)

@@ -1,6 +1,5 @@
 """Pick-High triplets I1 < I2 < I3: schema, refiners, labels, and the official release's files."""
 
-import io
 import json
 import os
 import pickle
@@ -8,13 +7,11 @@ import urllib.request
 from pathlib import Path
 
 import datasets
-import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from icthp import microworld
+from icthp.pictures import encode, stack
 
 PAIRS = datasets.Features(
     {"easy_prompt": datasets.Value("string"), "image_1": datasets.Image(), "image_2": datasets.Image(),
@@ -22,67 +19,6 @@ PAIRS = datasets.Features(
 TRIPLETS = datasets.Features(
     PAIRS | {"refined_prompt": datasets.Value("string"), "image_3": datasets.Image(), "clip_1": datasets.Value("float32"),
              "clip_2": datasets.Value("float32"), "text_sim": datasets.Value("float32")})  # raw cosines; theta comes later  # fmt: skip
-
-
-# ---- pictures ---------------------------------------------------------------------------------------------------
-
-
-def encode(pixels: Tensor, format: str = "PNG", **options) -> list[dict]:
-    """Pixels (b, 3, h, w) in [0, 1] as file contents, in the form that datasets.Image() stores."""
-    rows = []
-    for array in pixels.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy():
-        Image.fromarray(array).save(buffer := io.BytesIO(), format, **options)
-        rows.append({"bytes": buffer.getvalue(), "path": None})
-    return rows
-
-
-def to_pixels(picture) -> Tensor:
-    """A PIL image or a path -> (3, h, w) float32 in [0, 1]. Raises ValueError that names a file that cannot be read."""
-    try:
-        image = picture if isinstance(picture, Image.Image) else Image.open(picture)
-        array = np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{picture} cannot be read as a picture: {error}") from error
-    return torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255
-
-
-def fit_square(pixels: Tensor, size: int) -> Tensor:
-    """CLIP's geometry, differentiable: shorter side to `size` (bicubic, antialiased), then the centre; (b, 3, size, size)."""
-    h, w = pixels.shape[-2:]
-    if (h, w) == (size, size):
-        return pixels
-    scale = size / min(h, w)
-    pixels = F.interpolate(pixels, (round(h * scale), round(w * scale)), mode="bicubic", antialias=True).clamp(0, 1)
-    top, left = ((n - size) // 2 for n in pixels.shape[-2:])
-    return pixels[..., top : top + size, left : left + size]
-
-
-def stack(pictures, size: int | None = None) -> Tensor:
-    """Pictures or paths -> (n, 3, h, w); each through `fit_square` when a size is given."""
-    tensors = [to_pixels(p) for p in pictures]
-    return torch.stack(tensors if size is None else [fit_square(t[None], size)[0] for t in tensors])
-
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-
-
-def read_table(source):
-    """A folder of pictures, or a .csv, .jsonl or .parquet table with a column `image` (paths relative to the table) and
-    perhaps `prompt` -> a pandas frame with columns image (full path) and prompt (None where there is none)."""
-    import pandas as pd
-
-    source = Path(source)
-    if source.is_dir():
-        files = sorted(str(p) for p in source.iterdir() if p.suffix.lower() in SUFFIXES)
-        return pd.DataFrame({"image": files, "prompt": pd.Series([None] * len(files), dtype=object)})
-    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".jsonl": lambda p: pd.read_json(p, lines=True)}
-    if source.suffix not in readers:
-        raise ValueError(f"{source} is neither a folder nor a table: it must end in {', '.join(readers)}")
-    table = readers[source.suffix](source)
-    if "image" not in table:
-        raise ValueError(f"{source} has no column `image`; it has {', '.join(map(str, table.columns))}")
-    table["image"] = [str(source.parent / path) for path in table["image"]]
-    return table if "prompt" in table else table.assign(prompt=pd.Series([None] * len(table), dtype=object))
 
 
 def legacy_pairs(scenes: microworld.Scenes, generator: torch.Generator) -> datasets.Dataset:
@@ -176,21 +112,26 @@ def _last_line(answer: str, prompt: str) -> str:
 
 # ---- the official release ---------------------------------------------------------------------------------------
 
-_ALLOWED = {"pandas", "numpy"}
-_BUILTINS = {"slice", "set", "frozenset", "list", "dict", "tuple", "int", "float", "bool", "str", "bytes", "complex"}
+_ADMITTED = {  # by package, over pandas 1 to 3 and numpy 1 and 2: containers, dtypes and their rebuilding functions, no more
+    "pandas": "DataFrame Series Index RangeIndex Int64Index DatetimeIndex _new_Index _new_DatetimeIndex "
+    "Categorical CategoricalDtype DatetimeTZDtype Int64Dtype StringDtype NA NAType Timestamp _unpickle_timestamp "
+    "BlockManager SingleBlockManager new_block _unpickle_block "
+    "ArrowStringArray DatetimeArray IntegerArray StringArray __pyx_unpickle_NDArrayBacked",
+    "numpy": "ndarray dtype _reconstruct _frombuffer scalar",
+    "pyarrow": "_restore_array py_buffer type_for_alias",
+    "builtins": "slice set frozenset bytearray complex",
+    "__builtin__": "slice set frozenset bytearray complex",
+    "datetime": "date datetime timedelta timezone",
+    "_codecs": "encode",
+}
 
 
 class FrameUnpickler(pickle.Unpickler):
     """Reads a pickled pandas frame and nothing else: a file that names any other function is refused, not run."""
 
     def find_class(self, module: str, name: str):
-        if module == "builtins" and name in _BUILTINS:
+        if name in _ADMITTED.get(module.split(".")[0], "").split():
             return super().find_class(module, name)
-        if module.split(".")[0] in _ALLOWED and not name.startswith("__") and "." not in name:
-            found = super().find_class(module, name)
-            if isinstance(found, type) or name in {"_reconstruct", "_frombuffer", "scalar", "_unpickle_block", "new_Index",
-                                                    "__newobj__", "_new_Index", "_unpickle_array", "__pyx_unpickle_NDArrayBacked"}:  # fmt: skip
-                return found
         raise pickle.UnpicklingError(f"this file wants to call {module}.{name}, which no table needs; it may be hostile")
 
 

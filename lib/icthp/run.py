@@ -1,7 +1,7 @@
 """The bridge between params.yaml and papermill: `python -m icthp.run NOTEBOOK [SECTION] [name=value ...]`.
 
-Runs a notebook from the project's root with the parameters of its section. dvc reads the file, so 1e-5 is a float and
-false is False; papermill's own -p and -f would make strings of them.
+Runs a notebook from the project's root with the parameters of its section. The file is read as YAML 1.2, as dvc does, so
+1e-5 is a float and false is False; papermill's own -p and -f would make strings of them.
 """
 
 import ast
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import nbformat
 import papermill
-from dvc.api import params_show
 from papermill.exceptions import PapermillExecutionError
+from ruamel.yaml import YAML
 
 SHARED = "shared"  # the section whose values a notebook takes when it declares them
 
@@ -45,7 +45,7 @@ def declared(notebook) -> list[str]:
 
 def parameters(notebook, section: str, extra: dict) -> dict:
     """The section's values, the shared ones that the notebook declares, and `extra`; all and only what it declares."""
-    params = params_show(deps=False)
+    params = YAML(typ="safe").load(Path("params.yaml"))
     if section not in params:
         raise KeyError(f"params.yaml has no section {section!r}; it has {', '.join(params)}")
     names = declared(notebook)

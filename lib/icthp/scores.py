@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from icthp import evaluate, hub, pick_high
+from icthp import hub, pictures
 
 SOURCES = {"clip": "local-dir:data/hub/clip", "pickscore": "local-dir:data/hub/pickscore", "ict": "local-dir:models/ict",
            "hp": "models/hp", "icthp": "models", "hpsv2": None, "aesthetic": None, "jpeg": ""}  # fmt: skip
@@ -37,7 +37,7 @@ class Scorer(nn.Module):
     @torch.no_grad()
     def rank(self, prompt: str, images) -> list[tuple[int, float]]:
         """PIL images or paths of one prompt -> (index, score), best first."""
-        scores = [self.score(pick_high.to_pixels(i)[None].to(self.device), [prompt]).item() for i in images]
+        scores = [self.score(pictures.to_pixels(i)[None].to(self.device), [prompt]).item() for i in images]
         return sorted(enumerate(scores), key=lambda pair: -pair[1])
 
     @property
@@ -46,8 +46,8 @@ class Scorer(nn.Module):
 
 
 def preprocess(pixels: Tensor, size: int, mean, std) -> Tensor:
-    """Differentiable CLIP preprocessing of pixels (b, 3, h, w) in [0, 1]: pick_high.fit_square, then normalise."""
-    pixels = pick_high.fit_square(pixels, size)
+    """Differentiable CLIP preprocessing of pixels (b, 3, h, w) in [0, 1]: pictures.fit_square, then normalise."""
+    pixels = pictures.fit_square(pixels, size)
     mean, std = (torch.tensor(v, dtype=pixels.dtype, device=pixels.device)[:, None, None] for v in (mean, std))
     return (pixels - mean) / std
 
@@ -136,7 +136,7 @@ class JpegScorer(Scorer):
     unit = "kB at quality 95"
 
     def forward(self, pixels: Tensor, prompts=None) -> Tensor:
-        return evaluate.jpeg_bytes(pixels).to(pixels.device) / 1000
+        return pictures.jpeg_bytes(pixels).to(pixels.device) / 1000
 
 
 class AestheticScorer(Scorer):

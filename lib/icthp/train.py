@@ -76,7 +76,8 @@ def fit(
         norm = accelerator.clip_grad_norm_(trainable, clip)
         optimizer.step()
         optimizer.zero_grad()
-        history.append({"step": step, "loss": loss.item(), "grad_norm": float(norm)} | {k: float(v) for k, v in numbers.items()})
+        record = {"loss": loss, "grad_norm": norm} | numbers
+        history.append({"step": step} | {k: torch.as_tensor(v).item() for k, v in record.items()})
         if not math.isfinite(history[-1]["loss"]):
             raise FloatingPointError(f"{label}: the loss is {history[-1]['loss']} at step {step}; lower the learning rate {lr}")
         bar.set_postfix(loss=f"{history[-1]['loss']:.4g}", refresh=False)

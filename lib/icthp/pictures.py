@@ -1,0 +1,78 @@
+"""Pictures as files and as tensors (b, 3, h, w) in [0, 1], and tables that name them."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+
+def encode(pixels: Tensor, format: str = "PNG", **options) -> list[dict]:
+    """Pixels (b, 3, h, w) in [0, 1] as file contents, in the form that datasets.Image() stores."""
+    rows = []
+    for array in pixels.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy():
+        Image.fromarray(array).save(buffer := io.BytesIO(), format, **options)
+        rows.append({"bytes": buffer.getvalue(), "path": None})
+    return rows
+
+
+def to_pixels(picture) -> Tensor:
+    """A PIL image or a path -> (3, h, w) float32 in [0, 1]. Raises ValueError that names a file that cannot be read."""
+    try:
+        image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+        array = np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{picture} cannot be read as a picture: {error}") from error
+    return torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255
+
+
+def fit_square(pixels: Tensor, size: int) -> Tensor:
+    """CLIP's geometry, differentiable: shorter side to `size` (bicubic, antialiased), then the centre; (b, 3, size, size)."""
+    h, w = pixels.shape[-2:]
+    if (h, w) == (size, size):
+        return pixels
+    scale = size / min(h, w)
+    pixels = F.interpolate(pixels, (round(h * scale), round(w * scale)), mode="bicubic", antialias=True).clamp(0, 1)
+    top, left = ((n - size) // 2 for n in pixels.shape[-2:])
+    return pixels[..., top : top + size, left : left + size]
+
+
+def stack(pictures, size: int | None = None) -> Tensor:
+    """Pictures or paths -> (n, 3, h, w); each through `fit_square` when a size is given."""
+    tensors = [to_pixels(p) for p in pictures]
+    return torch.stack(tensors if size is None else [fit_square(t[None], size)[0] for t in tensors])
+
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def read_table(source):
+    """A folder of pictures, or a .csv, .jsonl or .parquet table with a column `image` (paths relative to the table) and
+    perhaps `prompt` -> a pandas frame with columns image (full path) and prompt (None where there is none)."""
+    source = Path(source)
+    if source.is_dir():
+        files = sorted(str(p) for p in source.iterdir() if p.suffix.lower() in SUFFIXES)
+        return pd.DataFrame({"image": files, "prompt": pd.Series([None] * len(files), dtype=object)})
+    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".jsonl": lambda p: pd.read_json(p, lines=True)}
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist: give a folder of pictures or a table")
+    if source.suffix not in readers:
+        raise ValueError(f"{source} is neither a folder nor a table: it must end in {', '.join(readers)}")
+    table = readers[source.suffix](source)
+    if "image" not in table:
+        raise ValueError(f"{source} has no column `image`; it has {', '.join(map(str, table.columns))}")
+    table["image"] = [str(source.parent / path) for path in table["image"]]
+    return table if "prompt" in table else table.assign(prompt=pd.Series([None] * len(table), dtype=object))
+
+
+def jpeg_bytes(pixels: Tensor, quality: int = 95) -> Tensor:
+    """(b, 3, h, w) in [0, 1] -> (b,) float32 bytes of the JPEG file, 4:2:0, as DDPO's incompressibility reward."""
+    sizes = []
+    for array in pixels.detach().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy():
+        Image.fromarray(array).save(buffer := io.BytesIO(), "JPEG", quality=quality)
+        sizes.append(buffer.tell())
+    return torch.tensor(sizes, dtype=torch.float32)

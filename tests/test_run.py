@@ -1,0 +1,133 @@
+import ast
+
+import nbformat
+import pytest
+import yaml
+
+from conftest import ROOT
+from icthp import run
+
+PARAMS = {"shared": {"seed": 7, "device": "cpu"}, "stage": {"lr": 1e-5, "flag": False, "name": "no", "n": 3, "none": ""}}
+CELL = 'lr = 1.0\nflag = True\nname = "x"\nn = 1\nnone = "y"\nseed = 0'
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project of one notebook that writes the type and value of its parameters."""
+    monkeypatch.chdir(tmp_path)
+    text = yaml.dump(PARAMS, sort_keys=False).replace("1.0e-05", "1e-5")  # a string to YAML 1.1
+    (tmp_path / "params.yaml").write_text(text)
+    write(tmp_path / "n.ipynb", CELL, 'open("seen.txt", "w").write(repr([lr, flag, name, n, none, seed]))')
+    return tmp_path
+
+
+def write(path, parameters, *cells):
+    cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}), *map(nbformat.v4.new_code_cell, cells)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+
+
+def test_types_survive(project):
+    assert run.main(["n.ipynb", "stage"]) == 0
+    assert (project / "seen.txt").read_text() == "[1e-05, False, 'no', 3, '', 7]"
+    assert (project / "runs/notebooks/n.ipynb").exists()
+
+
+def test_a_value_on_the_command_line(project):
+    assert run.main(["n.ipynb", "stage", "name=ict"]) == 0
+    assert "'ict'" in (project / "seen.txt").read_text() and (project / "runs/notebooks/n-ict.ipynb").exists()
+
+
+def test_a_failing_cell_fails_and_names_notebook_and_cell(project, capsys):
+    write(project / "n.ipynb", CELL, "1 + 1", 'raise RuntimeError("the glass is empty")')
+    assert run.main(["n.ipynb", "stage"]) == 1
+    assert "n.ipynb, cell 4: RuntimeError: the glass is empty" in capsys.readouterr().err  # papermill's own cell counts too
+
+
+@pytest.mark.parametrize(
+    ("cell", "says"),
+    [
+        (CELL.replace("lr = 1.0\n", ""), "sets lr, which n.ipynb does not declare"),
+        (CELL + "\nextra = 1", "declares extra, which stage in params.yaml does not set"),
+    ],
+)
+def test_unknown_and_missing_parameters(project, capsys, cell, says):
+    write(project / "n.ipynb", cell)
+    assert run.main(["n.ipynb", "stage"]) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_unknown_section_and_missing_cell(project, capsys):
+    assert run.main(["n.ipynb", "stagf"]) == 1
+    assert "no section 'stagf'; it has" in capsys.readouterr().err
+    nbformat.write(nbformat.v4.new_notebook(), project / "n.ipynb")
+    assert run.main(["n.ipynb", "stage"]) == 1
+    assert "0 cells tagged `parameters`" in capsys.readouterr().err
+
+
+def test_enter_project_from_below_and_from_outside(project, tmp_path_factory, monkeypatch):
+    (project / "deep/er").mkdir(parents=True)
+    monkeypatch.chdir(project / "deep/er")
+    assert run.enter_project() == project
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    with pytest.raises(FileNotFoundError, match="inside the project"):
+        run.enter_project()
+
+
+def test_need_says_which_stage(project):
+    with pytest.raises(FileNotFoundError, match="dvc repro train_ict"):
+        run.need("models/ict", "train_ict")
+    assert run.need("n.ipynb", "x").name == "n.ipynb"
+
+
+# ---- params.yaml, the profiles and the notebooks belong together -----------------------------------------------------
+
+
+def load(path):
+    return yaml.safe_load((ROOT / path).read_text())
+
+
+@pytest.mark.parametrize("profile", ["smoke", "lab", "paper"])
+def test_profiles_have_the_keys_and_types_of_params(profile):
+    micro, other = load("params.yaml"), load(f"profiles/{profile}.yaml")
+    for section in micro:
+        assert other[section].keys() == micro[section].keys(), section
+        assert {k: type(v) for k, v in other[section].items()} == {k: type(v) for k, v in micro[section].items()}, section
+    assert other.keys() == micro.keys()
+
+
+@pytest.mark.parametrize("path", ["params.yaml", "profiles/smoke.yaml", "profiles/lab.yaml", "profiles/paper.yaml"])
+def test_scientific_numbers_are_floats_for_every_yaml_reader(path):
+    """1e-5 without a dot is a string in YAML 1.1."""
+    for section, values in load(path).items():
+        for key, value in values.items():
+            assert not (isinstance(value, str) and value[:1].isdigit() and "e-" in value), f"{section}.{key}: {value!r}"
+
+
+STAGES = {"paradox": "01_scoring_paradox", "pick_high": "02_pick_high", "train_ict": "03_train_ict", "train_hp": "04_train_hp",
+          "draft": "05_draft_k", "evaluate": "06_evaluate", "figures": "07_figures", "build_microworld": "A1_build_microworld",
+          "bench": "A3_benchmarks"}  # fmt: skip
+
+
+@pytest.mark.parametrize("section", STAGES)
+def test_every_section_fits_its_notebook(section, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    extra = {"reward": "clip"} if section == "draft" else {}
+    values = run.parameters(ROOT / f"notebooks/{STAGES[section]}.ipynb", section, extra)
+    assert "out" in values
+    assert set(load("params.yaml")) == set(STAGES) | {"shared"}
+
+
+def imports(source):
+    """Modules of icthp that a piece of Python imports, and those that they import in turn."""
+    nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("icthp")]
+    used = {m for n in nodes for m in ([a.name for a in n.names] if n.module == "icthp" else [n.module.split(".")[1]])} - {"run"}
+    return used.union(*(imports(path.read_text()) for m in used if (path := ROOT / f"lib/icthp/{m}.py").exists()))
+
+
+@pytest.mark.parametrize("section", load("dvc.yaml")["stages"].keys() - {"strip"})
+def test_a_stage_depends_on_every_module_that_it_uses(section):
+    """A change in lib/icthp reruns the stages whose numbers it can change; figures.py reruns only the figures."""
+    source = [c.source for c in nbformat.read(ROOT / f"notebooks/{STAGES[section]}.ipynb", 4).cells if c.cell_type == "code"]
+    used = imports("\n".join(source)) - ({"figures"} if section != "figures" else set())
+    deps = {d.split("/")[2].removesuffix(".py") for d in load("dvc.yaml")["stages"][section]["deps"] if d.startswith("lib/")}
+    assert used == deps
