@@ -5,27 +5,29 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 export DVC_NO_ANALYTICS := 1
+STORY := 01_scoring_paradox 02_pick_high 03_train_ict 04_train_hp 05_draft_k 06_evaluate 07_figures
+APPENDIX := A1_build_microworld A2_score_your_images A3_benchmarks
 
 .PHONY: repro test data lab bench clean
 
-repro: .venv/ready
+repro: .venv/ready  ## the paper at micro scale: every figure and table
 	dvc pull -q data.dvc
 	dvc repro
 	dvc metrics show --md
 
-test: .venv/ready
+test: .venv/ready  ## style, units, the pipeline in a clone, then each notebook as it opens
 	dvc pull -q data.dvc
 	ruff check lib tests notebooks
 	ruff format --check lib tests
 	pytest tests
-	cd notebooks && pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:cacheprovider \
-		01_scoring_paradox.ipynb 02_pick_high.ipynb 03_train_ict.ipynb 04_train_hp.ipynb 05_draft_k.ipynb
+	cd notebooks && pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:cacheprovider -q \
+		$(addsuffix .ipynb,$(STORY) $(APPENDIX))
 
 data: .venv/ready  ## rebuild data/ from nothing: about an hour on two cores
 	python -m icthp.run notebooks/A1_build_microworld.ipynb build_microworld
 	dvc add data && dvc push -q data.dvc
 
-lab: .venv/ready
+lab: .venv/ready  ## the notebooks in JupyterLab
 	HF_HUB_OFFLINE=0 jupyter lab notebooks
 
 bench: .venv/ready

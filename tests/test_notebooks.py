@@ -1,0 +1,84 @@
+"""Hygiene of every notebook, and A2 on pictures that a user may bring."""
+
+import ast
+import shutil
+
+import nbformat
+import pandas as pd
+import papermill
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+from icthp import run
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+DATA = ROOT / "data"
+PHOTOGRAPHS = ROOT.parent / "shared/data/icthp"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_hygiene(path):
+    """Story first, one cell of plain parameters, a last word, no outputs, no long cells."""
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    code = [c for c in notebook.cells if c.cell_type == "code"]
+    assert notebook.cells[0].cell_type == "markdown" and "**Question.**" in notebook.cells[0].source
+    assert "parameters" in notebook.cells[1].metadata.get("tags", [])
+    assert all(ast.literal_eval(node.value) is not Ellipsis for node in ast.parse(notebook.cells[1].source).body)
+    assert not any(c.outputs or c.execution_count for c in code)
+    assert max(len(c.source.splitlines()) for c in code if "parameters" not in c.metadata.get("tags", [])) <= 25
+    assert run.declared(path)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_opened_by_hand_writes_to_the_smoke_folder(path):
+    values = {t.id: ast.literal_eval(n.value) for n in ast.parse(nbformat.read(path, 4).cells[1].source).body for t in n.targets}
+    assert values["out"].startswith("runs/smoke/")
+
+
+def score(images, tmp_path, **parameters):
+    """Run A2 as papermill runs it; returns its table and all that it printed."""
+    out = tmp_path / "out"
+    notebook = papermill.execute_notebook(
+        str(ROOT / "notebooks/A2_score_your_images.ipynb"), None, cwd=str(ROOT), progress_bar=False, kernel_name="python3",
+        parameters={"images": str(images), "out": str(out), "models": str(tmp_path / "none")} | parameters)  # fmt: skip
+    printed = "".join(o.get("text", "") for c in notebook.cells if c.cell_type == "code" for o in c.outputs)
+    assert (out / "gallery.png").stat().st_size > 1000
+    return pd.read_parquet(out / "scores.parquet"), printed
+
+
+needs_data = pytest.mark.skipif(not (DATA / "hub/clip").exists(), reason="needs `dvc pull`")
+
+
+@needs_data
+def test_a2_lists_a_broken_picture_and_scores_the_others(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for i in range(3):
+        pixels = torch.randint(256, (40 + 10 * i, 60, 3), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+    (folder / "1b.png").write_bytes((folder / "1.png").read_bytes()[:50])
+    table, printed = score(folder, tmp_path, scorers="jpeg,clip,pickscore,hp", prompt="a red circle")
+    broken = table[table.error.notna()]
+    assert len(table) == 4 and [p.rsplit("/", 1)[1] for p in broken.image] == ["1b.png"]
+    assert "1b.png cannot be read" in printed and "hp is left out" in printed and "dvc repro train_hp" in printed
+    assert table[table.error.isna()][["jpeg", "clip", "pickscore"]].notna().all(axis=None)
+    assert table.jpeg.notna().sum() == 3
+
+
+@needs_data
+def test_a2_without_prompts_scores_what_needs_none(tmp_path):
+    shutil.copy(DATA / "examples/0_rich.png", tmp_path / "a.png")
+    table, _ = score(tmp_path, tmp_path, scorers="jpeg,clip")
+    assert table.jpeg.notna().all() and "clip" not in table
+
+
+@needs_data
+@pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason="needs the six photographs")
+def test_a2_on_photographs(tmp_path):
+    table, _ = score(PHOTOGRAPHS, tmp_path, scorers="jpeg,clip,pickscore", prompt="a red circle")
+    assert len(table) == 6 and table.error.isna().all() and table[["jpeg", "clip", "pickscore"]].notna().all(axis=None)
+    by_name = table.set_index(table.image.str.rsplit("/", n=1).str[1]).jpeg
+    assert by_name["Ferrari_car_I3.png"] > by_name["Ferrari_car_I1.jpg"]

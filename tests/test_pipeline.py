@@ -1,0 +1,77 @@
+"""The whole repository as a stranger gets it: a clone, its data, the pipeline at smoke scale, from the first stage to the last."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import ROOT
+
+BIN = Path(sys.executable).parent
+ENVIRONMENT = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1", "DVC_NO_ANALYTICS": "1"}
+needs_git = pytest.mark.skipif(not (ROOT / ".git").exists() or not (ROOT / "data.dvc").exists(), reason="needs a git clone with data.dvc")
+
+
+def shell(command, cwd, check=True):
+    done = subprocess.run(command, shell=True, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True)
+    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """The committed files and the present ones over them, so that the test speaks of the working tree."""
+    folder = tmp_path_factory.mktemp("clone") / "icthp"
+    shell(f"git clone -q --no-hardlinks {ROOT} {folder}", ROOT)
+    changed = shell("git ls-files --modified --others --exclude-standard", ROOT).splitlines()
+    for name in changed:
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    shutil.copy(folder / "profiles/smoke.yaml", folder / "params.yaml")
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    shell("dvc pull -q data.dvc", folder)
+    return folder
+
+
+@needs_git
+def test_the_clone_is_small(clone):
+    assert shell("git count-objects -v -H", clone)
+    size = sum(p.stat().st_size for p in (clone / ".git").rglob("*") if p.is_file())
+    assert size < 40e6
+
+
+@needs_git
+def test_the_pipeline_runs_to_the_end_after_a_kill_and_then_does_nothing(clone):
+    """Killed in its first minute, started again, and once more when all is done."""
+    first = subprocess.Popen("dvc repro", shell=True, cwd=clone, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                             start_new_session=True)  # fmt: skip
+    for _ in range(600):
+        time.sleep(0.2)
+        if (clone / "runs/pick_high").exists():  # a stage is done, the next one runs
+            break
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    shell("dvc repro", clone)
+    assert "up to date" in shell("dvc repro", clone) and "Running stage" not in shell("dvc repro", clone)
+
+    assert len(list((clone / "figures").glob("*.png"))) >= 5
+    metrics = json.loads((clone / "runs/evaluate/metrics.json").read_text())
+    assert {"clip_plain_i2_i1_acc", "icthp_geneval_mean", "base_single_object_right"} <= metrics.keys()
+    for reward in ("clip", "ict", "hp", "icthp"):
+        assert "reward_gain_low" in json.loads((clone / f"models/draft/{reward}/metrics.json").read_text())
+    assert "runs/paradox/metrics.json" in shell("dvc metrics show --md", clone)
+
+    path = clone / "notebooks/01_scoring_paradox.ipynb"  # as JupyterLab leaves it: run, saved with outputs
+    notebook = nbformat.read(path, 4)
+    notebook.cells[2].outputs, notebook.cells[2].execution_count = [nbformat.v4.new_output("stream", text="hello")], 1
+    notebook.metadata.kernelspec = {"name": "other", "display_name": "Other", "language": "python"}
+    nbformat.write(notebook, path)
+    again = shell("dvc repro", clone)
+    assert again.count("Running stage") == 1 and "Running stage 'strip@01_scoring_paradox'" in again
