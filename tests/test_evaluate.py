@@ -153,3 +153,21 @@ def test_detector_learns_and_survives_its_folder(scenes, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(detector(pixels), again(pixels)))
     with pytest.raises(FileNotFoundError, match="make data"):
         Detector.load(tmp_path / "nowhere")
+
+
+def test_files_of_a_table_are_scored_by_level(tmp_path):
+    import pandas as pd
+    from PIL import Image
+
+    from icthp import pictures
+
+    for name, grey in (("a", 51), ("b", 102)):
+        Image.new("RGB", (8, 6 + len(name)), (grey, grey, grey)).save(tmp_path / f"{name}.png")
+    pd.DataFrame({"prompt": ["x", "yy"], "I1": ["a.png", "b.png"], "I2": ["b.png", "b.png"]}).to_csv(tmp_path / "t.csv")
+    table = pictures.read_levels(tmp_path / "t.csv", ["I1", "I2"])
+    values = evaluate.score_files(lambda pixels, prompts: pixels.mean((1, 2, 3)) * len(prompts[0]), table, ["I1", "I2"])
+    assert torch.allclose(values, torch.tensor([[0.2, 0.4], [0.8, 0.8]]))
+    with pytest.raises(ValueError, match="no column `I3`"):
+        pictures.read_levels(tmp_path / "t.csv", ["I1", "I3"])
+    long = evaluate.long_table({("clip", "short"): values})
+    assert long[long.scene.eq(1) & long.level.eq(0)].score.item() == pytest.approx(0.8) and long.richness.max() == 1

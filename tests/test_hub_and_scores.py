@@ -73,6 +73,14 @@ def test_pickscore_is_the_scaled_cosine(clip, clip_folder, pixels, prompts):
     assert torch.allclose(scaled.score(pixels, prompts), clip.score(pixels, prompts) * clip.model.logit_scale.exp())
 
 
+def test_split_adds_up_and_its_irrelevant_part_is_along_the_mean_text(clip, pixels, prompts):
+    words = clip.text_features(prompts)
+    common = torch.nn.functional.normalize(words.mean(0), dim=0)
+    relevant, irrelevant = clip.split(pixels, prompts, common)
+    assert torch.allclose(relevant + irrelevant, clip.score(pixels, prompts), atol=1e-6)
+    assert torch.allclose(irrelevant / (words @ common), clip.image_features(pixels) @ common, atol=1e-6)
+
+
 @pytest.mark.parametrize("variant", ["paper", "released"])
 def test_hp_survives_its_folder_and_icthp_is_the_product(clip, clip_folder, pixels, prompts, tmp_path, variant):
     hp = scores.HpScorer(clip, scores.head(16, variant), {"width": 16, "variant": variant}).eval()

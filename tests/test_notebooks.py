@@ -8,9 +8,9 @@ import pandas as pd
 import papermill
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
 
+from conftest import ROOT
 from icthp import run
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -1,11 +1,12 @@
 """What a picture, a scorer or a tuned generator is worth: paradox, preference accuracy, GenEval, JPEG size, diversity."""
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import stats
 from torch import Tensor
 
-from icthp import microworld
+from icthp import microworld, pictures
 from icthp.detector import Detection
 
 
@@ -81,6 +82,23 @@ def score_by_level(score, scenes: microworld.Scenes, style: str = "short") -> Te
         at = scenes.at(level / (microworld.LEVELS - 1))
         columns.append(score(microworld.render(at), microworld.captions(at, style)).detach().cpu())
     return torch.stack(columns, 1)
+
+
+@torch.no_grad()
+def score_files(score, table, levels: list[str]) -> Tensor:
+    """The same for picture files of any sizes: pictures.read_levels' table -> (rows, levels)."""
+    one = lambda path, prompt: score(pictures.to_pixels(path)[None], [prompt]).item()
+    return torch.tensor([[one(path, prompt) for path in row] for prompt, *row in table[["prompt", *levels]].itertuples(index=False)])
+
+
+def long_table(measured: dict[tuple[str, str], Tensor]) -> pd.DataFrame:
+    """{(scorer, style): scores (b, levels)} as one row a score: scorer, style, scene, level, richness in [0, 1], score."""
+    parts = []
+    for (scorer, style), values in measured.items():
+        scene, level = np.indices(values.shape).reshape(2, -1)
+        parts.append(pd.DataFrame({"scorer": scorer, "style": style, "scene": scene, "level": level,
+                                   "richness": level / (values.shape[1] - 1), "score": values.flatten().double().numpy()}))  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
 
 
 def paradox_rate(by_level: Tensor) -> Tensor:

@@ -50,23 +50,33 @@ def stack(pictures, size: int | None = None) -> Tensor:
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def read_table(source):
-    """A folder of pictures, or a .csv, .jsonl or .parquet table with a column `image` (paths relative to the table) and
-    perhaps `prompt` -> a pandas frame with columns image (full path) and prompt (None where there is none)."""
+def read_table(source) -> pd.DataFrame:
+    """A folder of pictures, or a table with a column `image` (paths relative to the table) and perhaps `prompt` -> a frame
+    with columns image (full path) and prompt (None where there is none)."""
     source = Path(source)
     if source.is_dir():
         files = sorted(str(p) for p in source.iterdir() if p.suffix.lower() in SUFFIXES)
         return pd.DataFrame({"image": files, "prompt": pd.Series([None] * len(files), dtype=object)})
+    table = _read(source, ["image"])
+    return table if "prompt" in table else table.assign(prompt=pd.Series([None] * len(table), dtype=object))
+
+
+def read_levels(source, levels: list[str]) -> pd.DataFrame:
+    """A table with a column `prompt` and one column of files for each level, plainest first -> the same with full paths."""
+    return _read(Path(source), levels, ["prompt"])
+
+
+def _read(source: Path, files: list[str], others=()) -> pd.DataFrame:
     readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".jsonl": lambda p: pd.read_json(p, lines=True)}
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist: give a folder of pictures or a table")
     if source.suffix not in readers:
         raise ValueError(f"{source} is neither a folder nor a table: it must end in {', '.join(readers)}")
     table = readers[source.suffix](source)
-    if "image" not in table:
-        raise ValueError(f"{source} has no column `image`; it has {', '.join(map(str, table.columns))}")
-    table["image"] = [str(source.parent / path) for path in table["image"]]
-    return table if "prompt" in table else table.assign(prompt=pd.Series([None] * len(table), dtype=object))
+    missing = [name for name in (*files, *others) if name not in table]
+    if missing:
+        raise ValueError(f"{source} has no column `{'`, `'.join(missing)}`; it has {', '.join(map(str, table.columns))}")
+    return table.assign(**{name: [str(source.parent / path) for path in table[name]] for name in files})
 
 
 def jpeg_bytes(pixels: Tensor, quality: int = 95) -> Tensor:

@@ -81,6 +81,13 @@ class ClipScorer(Scorer):
         features = self.model.encode_text(self.tokenizer(unique).to(self.device), normalize=True)
         return features[[unique.index(p) for p in prompts]]
 
+    def split(self, pixels: Tensor, prompts: list[str], common: Tensor) -> tuple[Tensor, Tensor]:
+        """The cosine in two parts, (b,) each, which add up to it: text-relevant, and text-irrelevant, along `common` (d,), the
+        unit mean of many text features (LongAlign, arXiv 2410.11817)."""
+        image, text = self.image_features(pixels), self.text_features(prompts)
+        irrelevant = (image @ common) * (text @ common)
+        return (image * text).sum(-1) - irrelevant, irrelevant
+
     def forward(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         cosine = (self.image_features(pixels) * self.text_features(prompts)).sum(-1)
         return cosine * self.model.logit_scale.exp() if self.scaled else cosine
