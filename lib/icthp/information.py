@@ -90,7 +90,7 @@ def ksg_information(x, y, k: int = 4, surrogates: int = 0, seed: int = 0) -> np.
 
 
 def _normal_information(covariance: np.ndarray, p: int) -> float:
-    log_det = lambda c: np.linalg.slogdet(c)[1]  # noqa: E731
+    log_det = lambda c: np.linalg.slogdet(c)[1]
     return (log_det(covariance[:p, :p]) + log_det(covariance[p:, p:]) - log_det(covariance)) / (2 * math.log(2))
 
 
