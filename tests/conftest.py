@@ -7,6 +7,8 @@ import torch
 
 from icthp import hub, microworld
 
+torch.set_num_threads(1)  # tiny tensors; threads would only wait for each other on a busy machine
+
 ROOT = Path(__file__).parent.parent
 
 

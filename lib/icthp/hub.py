@@ -144,7 +144,7 @@ def load_sd3(source: str, dtype=torch.float32, device="cpu", **kwargs) -> Stable
         raise FileNotFoundError(f"{source} has no model_index.json: not a diffusers pipeline folder")
     if index.exists() and json.loads(index.read_text()).get("text_encoder_3", [None])[0] is None:
         kwargs |= {"text_encoder_3": None, "tokenizer_3": None}
-    pipe = StableDiffusion3Pipeline.from_pretrained(source, torch_dtype=dtype, **kwargs).to(device)
+    pipe = StableDiffusion3Pipeline.from_pretrained(source, dtype=dtype, **kwargs).to(device)
     pipe.set_progress_bar_config(disable=True)
     return fold_empty_t5(pipe) if pipe.text_encoder_3 is None else pipe
 
