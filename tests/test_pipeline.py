@@ -32,7 +32,7 @@ def clone(tmp_path_factory):
     shell(f"git clone -q --no-hardlinks {ROOT} {folder}", ROOT)
     changed = shell("git ls-files --modified --others --exclude-standard", ROOT).splitlines()
     for name in changed:
-        if (ROOT / name).exists():
+        if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     shutil.copy(folder / "profiles/smoke.yaml", folder / "params.yaml")
