@@ -51,7 +51,7 @@ def test_the_clone_is_small(clone):
 @needs_git
 def test_the_pipeline_runs_to_the_end_after_a_kill_and_then_does_nothing(clone):
     """Killed in its first minute, started again, and once more when all is done."""
-    first = subprocess.Popen("dvc repro", shell=True, cwd=clone, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    first = subprocess.Popen(["dvc", "repro"], cwd=clone, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                              start_new_session=True)  # fmt: skip
     for _ in range(600):
         time.sleep(0.2)
