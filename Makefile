@@ -11,12 +11,12 @@ APPENDIX := A1_build_microworld A2_score_your_images A3_benchmarks
 .PHONY: repro test data lab bench clean
 
 repro: .venv/ready  ## the paper at micro scale: every figure and table
-	dvc pull -q data.dvc
+	dvc pull data.dvc
 	dvc repro
 	dvc metrics show --md
 
 test: .venv/ready  ## style, units, the pipeline in a clone, then each notebook as it opens
-	dvc pull -q data.dvc
+	dvc pull data.dvc
 	ruff check lib tests notebooks
 	ruff format --check lib tests
 	pytest tests
