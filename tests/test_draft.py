@@ -50,6 +50,13 @@ def end_to_end(pipe, prompt, k):
     return value, torch.cat([g.flatten() for g in torch.autograd.grad(-value.mean(), lora(pipe))])
 
 
+def test_latents_and_decode_make_the_autoencoder(pipe):
+    pipe.vae.register_to_config(scaling_factor=0.7, shift_factor=0.2)
+    pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    there_and_back = draft.decode(pipe, draft.latents(pipe, pixels))
+    torch.testing.assert_close(there_and_back, (pipe.vae(pixels * 2 - 1).sample / 2 + 0.5).clamp(0, 1))
+
+
 @pytest.mark.parametrize("k", [1, 2, STEPS])
 def test_staged_gradient_is_the_end_to_end_one(pipe, prompt, k):
     step, staged = gradient(pipe, prompt, k=k, decode_batch=2)

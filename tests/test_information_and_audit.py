@@ -121,6 +121,15 @@ def test_denoiser_information_closed_form():
     assert found.item() == pytest.approx(-0.5 * math.log2(1 - r2), abs=1e-3)
 
 
+def test_velocity_errors_of_the_optimal_denoiser():
+    """On N(0, 1) data the best velocity is x (2 s - 1) / (s^2 + (1 - s)^2), with error 1 / (s^2 + (1 - s)^2) a dimension."""
+    sigmas, draw = torch.tensor([0.1, 0.5, 0.9]), torch.Generator().manual_seed(0)
+    energy = lambda s: s**2 + (1 - s) ** 2
+    found = information.velocity_errors(lambda x, s: x * (2 * s - 1) / energy(s), torch.randn(500, 3, 8, generator=draw), sigmas, draw)
+    assert found.shape == (500, 3)
+    torch.testing.assert_close(found.mean(0), 24 / energy(sigmas), rtol=0.03, atol=0)
+
+
 def files(scenes, richness, format, **options):
     return [row["bytes"] for row in pictures.encode(microworld.render(scenes.at(richness)), format, **options)]
 

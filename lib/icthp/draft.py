@@ -63,6 +63,13 @@ def generate(pipe: StableDiffusion3Pipeline, prompts: list[str], *, steps: int, 
     return torch.cat(out)
 
 
+def latents(pipe: StableDiffusion3Pipeline, pixels: Tensor) -> Tensor:
+    """Pixels (b, 3, h, w) in [0, 1] -> the autoencoder's mean latents in the transformer's units; `decode` goes back."""
+    vae = pipe.vae
+    mean = vae.encode((pixels * 2 - 1).to(vae.dtype)).latent_dist.mean.float()
+    return (mean - vae.config.shift_factor) * vae.config.scaling_factor
+
+
 def decode(pipe: StableDiffusion3Pipeline, latents: Tensor) -> Tensor:
     """Latents -> pixels (b, 3, h, w) in [0, 1], differentiable."""
     vae = pipe.vae

@@ -30,6 +30,11 @@ def save(figure, name: str, folder="figures") -> Path:
     return folder / f"{name}.png"
 
 
+def dots(axis, x, rows, **kwargs) -> None:
+    """Means with their intervals over x, from a frame with the columns mean, low and high (evaluate.interval)."""
+    axis.errorbar(x, rows["mean"], [rows["mean"] - rows["low"], rows["high"] - rows["mean"]], **({"fmt": "o", "ms": 4} | kwargs))
+
+
 def show(pixels: torch.Tensor, titles: list[str] | None = None, columns: int = 8, rows: list[str] | None = None, width: float = 1.5):
     """A gallery of pixels (n, 3, h, w) in [0, 1], `columns` wide; titles under pictures, `rows` left of lines."""
     n = len(pixels)

@@ -111,7 +111,7 @@ def new_vae(channels=(16, 32, 64), latent_channels=16) -> AutoencoderKL:
         use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1.0, shift_factor=0.0)  # fmt: skip
 
 
-def new_sd3(text_encoder, tokenizer, vae: AutoencoderKL, *, width=128, layers=5, text_width=32, text_layers=1, latent_size=16):
+def new_sd3(text_encoder, tokenizer, vae: AutoencoderKL, *, width=128, layers=4, text_width=32, text_layers=1, latent_size=16):
     """A StableDiffusion3Pipeline around a trained tower and VAE; the transformer and a small second tower are random."""
     first = text_encoder.config
     second = CLIPTextModelWithProjection(CLIPTextConfig(

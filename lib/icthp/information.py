@@ -101,6 +101,15 @@ def infonce_information(logits: Tensor) -> Tensor:
     return (own + math.log(len(logits))) / math.log(2)
 
 
+@torch.no_grad()
+def velocity_errors(velocity, latents: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor:
+    """(n, s) squared errors of a flow-matching network, velocity(x, sigma) -> like x, summed over the dimensions of latents
+    (n, ...), at x = (1 - sigma) latents + sigma noise with the same noise at every level. For `denoiser_information`."""
+    noise = torch.randn(latents.shape, generator=generator).to(latents)
+    error = lambda s: velocity((1 - s) * latents + s * noise, s) - (noise - latents)
+    return torch.stack([error(s).square().flatten(1).sum(1).cpu() for s in sigmas.to(latents)], 1)
+
+
 def denoiser_information(unconditional: Tensor, conditional: Tensor, sigmas: Tensor) -> Tensor:
     """(n,) bits that a text tells of a picture, from a flow-matching denoiser's squared velocity errors (n, s), summed over
     dimensions, without and with the text, at increasing noise levels sigmas (s,) of x = (1 - sigma) x0 + sigma noise.
