@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from icthp import microworld as m
+from icthp.microworld import Scenes
 
 
 def test_richness_draws_more_and_is_monotone_in_bits(scenes):
@@ -28,6 +29,23 @@ def test_private_bits_are_the_sum_of_drawn_layers(scenes):
     assert bits["private"].item() == pytest.approx(3 + 2 + 2 + 2 + 3 + 2 + 3)  # backdrop, x, y, scale; scenery, time, material
     assert bits["named"].item() == pytest.approx(3 + 2 + 3)
     assert bits["text"].item() == pytest.approx(math.log2(3) + 6)
+
+
+def looks(one: Scenes, name: str, count: int, level: int) -> float:
+    """Bits of latent `name`, uniform over `count` values, that pictures of 8 bits a channel tell apart, by enumeration."""
+    same = Scenes({k: v.expand(count) for k, v in one.latents.items()} | {name: torch.arange(count)}, torch.full((count,), level))
+    _, alike = m.render(same).mul(255).round().flatten(1).unique(dim=0, return_counts=True)
+    return -(alike / count * (alike / count).log2()).sum().item()
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("sky", [0, 1])
+def test_private_bits_are_those_that_pictures_show(scenes, kind, sky):
+    one = scenes[scenes.latents["kind"] == kind][:1].replace(sky=torch.tensor([sky]))
+    tables = m.ALWAYS | {k: c for layer in m.DETAILS for k, c in layer.items()}
+    for level in (0, 1, 3, 6, 7, 8):
+        seen = sum(looks(one, name, count, level) for name, count in tables.items())
+        assert m.information(one.at(level / 8))["private"].item() == pytest.approx(seen, abs=1e-4), level
 
 
 def test_long_captions_are_read_back(scenes):

@@ -35,8 +35,9 @@ def dots(axis, x, rows, **kwargs) -> None:
     axis.errorbar(x, rows["mean"], [rows["mean"] - rows["low"], rows["high"] - rows["mean"]], **({"fmt": "o", "ms": 4} | kwargs))
 
 
-def show(pixels: torch.Tensor, titles: list[str] | None = None, columns: int = 8, rows: list[str] | None = None, width: float = 1.5):
-    """A gallery of pixels (n, 3, h, w) in [0, 1], `columns` wide; titles under pictures, `rows` left of lines."""
+def show(pixels: torch.Tensor, titles=None, columns: int = 8, rows=None, heads=None, width: float = 1.5):
+    """A gallery of pixels (n, 3, h, w) in [0, 1], `columns` wide; lists of texts: titles under pictures, `rows` left of
+    lines, `heads` above columns."""
     n = len(pixels)
     lines = -(-n // columns)
     height = width * pixels.shape[-2] / pixels.shape[-1] + (0.45 if titles else 0.05)
@@ -49,7 +50,9 @@ def show(pixels: torch.Tensor, titles: list[str] | None = None, columns: int = 8
         if titles:
             axis.set_xlabel(_wrap(titles[i]), fontsize=6)
     for axis, text in zip(axes[:, 0], rows or []):
-        axis.set_ylabel(text, fontsize=9)
+        axis.set_ylabel(_wrap(text, 20), fontsize=8)
+    for axis, text in zip(axes[0], heads or []):
+        axis.set_title(text, fontsize=9)
     figure.tight_layout(pad=0.3)
     return figure
 
