@@ -84,7 +84,7 @@ def test_lv_with_one_copy_of_the_last_step(pipe, prompt):
     step, staged = gradient(pipe, prompt, lv=2)
     assert step.rewards.shape == (6,) and step.pixels.shape[0] == 6
     generator = torch.Generator().manual_seed(0)
-    sigma = draft._sigmas(pipe, STEPS, 8).tolist()
+    sigma = draft._sigmas(pipe, STEPS).tolist()
     copies = lambda x: (p.repeat(len(x) // 3, *[1] * (p.ndim - 1)) for p in prompt)
     velocity = lambda x, s: pipe.transformer(x, *copies(x), torch.full((len(x),), s * 1000), return_dict=False)[0]
     euler = lambda x, i: x + (sigma[i + 1] - sigma[i]) * velocity(x, sigma[i])

@@ -171,3 +171,10 @@ def test_files_of_a_table_are_scored_by_level(tmp_path):
         pictures.read_levels(tmp_path / "t.csv", ["I1", "I3"])
     long = evaluate.long_table({("clip", "short"): values})
     assert long[long.scene.eq(1) & long.level.eq(0)].score.item() == pytest.approx(0.8) and long.richness.max() == 1
+
+
+def test_pictures_of_one_prompt_are_one_draw():
+    values, prompts = [1, 1, 1, 1, 0, 0, 1, 0], ["a", "a", "a", "a", "b", "b", "c", "c"]
+    grouped = evaluate.interval(values, prompts)
+    assert (grouped["mean"], grouped["n"]) == (pytest.approx((1 + 0 + 0.5) / 3), 3)
+    assert grouped["low"] == 0 and grouped["high"] == 1

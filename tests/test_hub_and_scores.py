@@ -1,11 +1,11 @@
 import io
 import json
+import pickle
 
 import open_clip
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from icthp import draft, hub, microworld, pictures, scores
 from icthp.pictures import jpeg_bytes
@@ -186,8 +186,41 @@ def test_released_weights_are_safetensors_only(clip_folder, sd3_folder):
 
 
 def test_load_does_not_unpickle(clip_folder, tmp_path):
-    bad = tmp_path / "head.pth"
-    save_file({"weight": torch.zeros(1, 16)}, tmp_path / "x.safetensors")
-    bad.write_bytes(b"cos\nsystem\n(S'echo hostile'\ntR.")
-    with pytest.raises(Exception, match="(?i)weights_only|unpickl|unsupported|magic"):
+    """The file would create another one as soon as anybody unpickled it."""
+    bad, trace = tmp_path / "head.pth", tmp_path / "it_ran"
+    bad.write_bytes(f"cos\nsystem\n(S'touch {trace}'\ntR.".encode())
+    with pytest.raises(pickle.UnpicklingError, match="(?i)weights_only"):
         scores.aesthetic_head(bad)
+    assert not trace.exists()
+
+
+def test_hp_reads_the_embedding_as_it_is(clip, pixels):
+    """Not its direction: twice the embedding is another input to an affine head."""
+    hp = scores.HpScorer(clip, torch.nn.Linear(16, 1))
+    plain = clip.model.encode_image(clip.preprocess(pixels), normalize=False)
+    assert torch.allclose(hp(pixels), torch.sigmoid(hp.head(plain)[:, 0]), atol=1e-6)
+    assert (plain.norm(dim=1) - 1).abs().min() > 0.01
+
+
+def test_hp_keeps_its_precision_under_autocast(clip, pixels):
+    hp = scores.HpScorer(clip, torch.nn.Linear(16, 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert hp(pixels).dtype == torch.float32
+
+
+def test_open_clips_own_tokenizer_is_saved(tmp_path, prompts):
+    """As for ViT-B-32 and ViT-H-14: the folder holds it in transformers' format, with the same ids."""
+    own = open_clip.get_tokenizer("ViT-B-32")
+    config = hub.clip_config(hub._in_transformers_format(own), width=32, layers=1, text_layers=1, embed_dim=16)
+    hub.save_clip(hub.new_clip(config), own, config, tmp_path)
+    saved = scores.load("clip", f"local-dir:{tmp_path}").tokenizer
+    texts = [*prompts, "A Photo of TWO dogs, 3.5 m apart!"]
+    mine, theirs = saved(texts), own(texts)
+    end = own.eot_token_id
+    for a, b in zip(mine.tolist(), theirs.tolist()):
+        assert a[: a.index(end) + 1] == b[: b.index(end) + 1]
+
+
+@pytest.mark.parametrize("source", ["ViT-B-32/laion2b_s34b_b79k", "ViT-H-14/laion2b_s32b_b79k"])
+def test_the_config_of_a_named_model(source):
+    assert {"embed_dim", "vision_cfg", "text_cfg"} <= hub.read_clip_config(source).keys()

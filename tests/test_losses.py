@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from icthp import losses
+from icthp import kernels, losses
 
 
 def triplets(b, d, dtype=torch.float64, seed=0):
@@ -49,8 +49,18 @@ def test_ict_loss_gradient():
 def test_half_precision_is_computed_in_float32():
     data = triplets(9, 16)
     exact = losses.ict_loss(*data)
-    half = losses.ict_loss(*(x.to(torch.bfloat16) for x in data))
-    assert half.dtype == torch.float32 and half.item() == pytest.approx(exact.item(), rel=0.03)
+    rounded = [x.to(torch.bfloat16) for x in data]
+    half = losses.ict_loss(*rounded)
+    assert half.dtype == torch.float32 and half.item() == pytest.approx(losses.ict_loss(*(x.float() for x in rounded)).item(), rel=1e-6)
+    assert half.item() == pytest.approx(exact.item(), rel=0.03)
+
+
+def test_autocast_does_not_reach_the_losses():
+    data, hp = triplets(9, 16), torch.rand(9, 3)
+    exact = losses.ict_loss(*data), losses.hp_loss(hp), kernels.ict_loss(*data, impl="gram"), kernels.ict_loss(*data, impl="chunked")
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = losses.ict_loss(*data), losses.hp_loss(hp), kernels.ict_loss(*data, impl="gram"), kernels.ict_loss(*data, impl="chunked")
+    assert exact == inside
 
 
 def test_labels_follow_the_paper():

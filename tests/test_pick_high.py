@@ -96,10 +96,31 @@ def test_bad_tables_are_named(folder):
         pictures.read_table(folder / "nowhere")
 
 
-def test_a_broken_picture_is_named(folder):
-    (folder / "broken.png").write_bytes((folder / "b.png").read_bytes()[:40])
+@pytest.mark.parametrize("spoil", ["cut", "chunk", "empty"])
+def test_a_broken_picture_is_named(folder, spoil):
+    good = (folder / "b.png").read_bytes()
+    bad = {"cut": good[:40], "chunk": good.replace(b"IDAT", b"ID\x01T"), "empty": b""}[spoil]
+    (folder / "broken.png").write_bytes(bad)
     with pytest.raises(ValueError, match="broken.png cannot be read"):
         pictures.to_pixels(folder / "broken.png")
+
+
+def test_a_huge_picture_is_named(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
+    with pytest.raises(ValueError, match="b.png cannot be read"):
+        pictures.to_pixels(folder / "b.png")
+
+
+def test_sixteen_bits_keep_their_range(tmp_path):
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    assert torch.allclose(pictures.to_pixels(tmp_path / "deep.png")[1], torch.linspace(0, 1, 64).reshape(8, 8), atol=1 / 255)
+
+
+def test_an_empty_cell_is_named(folder):
+    (folder / "t.csv").write_text("image,prompt\na.jpg,x\n,y\n")
+    with pytest.raises(ValueError, match="`image` names no file in row 1"):
+        pictures.read_table(folder / "t.csv")
 
 
 def test_odd_modes_become_rgb(tmp_path):
@@ -215,3 +236,13 @@ def test_picture_names_stay_inside_the_release(tmp_path):
     release(tmp_path, refine_image=["../../../etc/passwd"])
     with pytest.raises(ValueError, match="outside"):
         pick_high.read_official(tmp_path, "test")
+
+
+def test_pairs_without_a_column_are_named(tmp_path, scenes):
+    rows = pick_high.legacy_pairs(scenes[:3], torch.Generator().manual_seed(0))
+    rows.add_column("extra", [1, 2, 3]).to_parquet(tmp_path / "all.parquet")
+    assert pick_high.read_pairs(tmp_path / "all.parquet", 2).num_rows == 2
+    assert pick_high.read_pairs(tmp_path / "all.parquet").column_names == list(pick_high.PAIRS)
+    rows.remove_columns("agreed").to_parquet(tmp_path / "old.parquet")
+    with pytest.raises(ValueError, match="old.parquet has no column agreed"):
+        pick_high.read_pairs(tmp_path / "old.parquet")

@@ -43,7 +43,6 @@ def clone(tmp_path_factory):
 
 @needs_git
 def test_the_clone_is_small(clone):
-    assert shell("git count-objects -v -H", clone)
     size = sum(p.stat().st_size for p in (clone / ".git").rglob("*") if p.is_file())
     assert size < 40e6
 
@@ -55,7 +54,7 @@ def test_the_pipeline_runs_to_the_end_after_a_kill_and_then_does_nothing(clone):
                              start_new_session=True)  # fmt: skip
     for _ in range(600):
         time.sleep(0.2)
-        if (clone / "runs/pick_high").exists():  # a stage is done, the next one runs
+        if list(clone.glob("models/*/work/checkpoint.pt")):  # a training has begun
             break
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()

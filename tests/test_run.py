@@ -37,6 +37,13 @@ def test_a_value_on_the_command_line(project):
     assert "'ict'" in (project / "seen.txt").read_text() and (project / "runs/notebooks/n-ict.ipynb").exists()
 
 
+def test_command_line_values_have_types(project, capsys):
+    assert run.main(["n.ipynb", "stage", "n=5", "flag=true", "lr=1e-3"]) == 0
+    assert (project / "seen.txt").read_text() == "[0.001, True, 'no', 5, '', 7]"
+    assert run.main(["n.ipynb", "stage", "n"]) == 1
+    assert "'n' is no parameter; write name=value" in capsys.readouterr().err
+
+
 def test_a_failing_cell_fails_and_names_notebook_and_cell(project, capsys):
     write(project / "n.ipynb", CELL, "1 + 1", 'raise RuntimeError("the glass is empty")')
     assert run.main(["n.ipynb", "stage"]) == 1

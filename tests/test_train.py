@@ -6,14 +6,14 @@ import torch
 from icthp.train import batch_indices, fit, learning_rate
 
 
-def run(path=None, die_at=None, steps=9, lr=0.1):
+def run(path=None, die_at=None, steps=9, lr=0.1, noise=0.0):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
 
     def loss_at(model, step):
         if step == die_at:
             raise KeyboardInterrupt
-        x = torch.randn(16, 4)
+        x = torch.randn(16, 4) + noise
         return (model(x) - x.sum(1, keepdim=True)).square().mean(), {"first": x[0, 0].item()}
 
     try:
@@ -35,7 +35,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path):
 
 def test_a_finished_run_is_not_repeated(tmp_path):
     first = run(tmp_path / "c.pt")
-    second = run(tmp_path / "c.pt", die_at=0)
+    second = run(tmp_path / "c.pt", die_at=1)  # only step 0 is, to see that the run is the same
     assert second[1] == first[1]
 
 
@@ -43,6 +43,18 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
     run(tmp_path / "c.pt")
     with pytest.raises(ValueError, match="delete it to start again"):
         run(tmp_path / "c.pt", lr=0.2)
+
+
+def test_a_checkpoint_of_other_data_is_refused(tmp_path):
+    run(tmp_path / "c.pt")
+    with pytest.raises(ValueError, match="c.pt began with loss .* delete it to start again"):
+        run(tmp_path / "c.pt", noise=0.5)
+
+
+def test_a_checkpoint_holds_what_trains(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2).requires_grad_(False), torch.nn.Linear(2, 1))
+    fit(model, lambda m, step: (m(torch.ones(1, 2)).sum().square(), {}), steps=2, lr=0.1, checkpoint=tmp_path / "c.pt")
+    assert set(torch.load(tmp_path / "c.pt", weights_only=True)["model"]) == {"1.weight", "1.bias"}
 
 
 def test_a_diverging_run_stops_with_a_remedy():

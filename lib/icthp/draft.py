@@ -23,13 +23,13 @@ class RewardStep(NamedTuple):
     pixels: Tensor  # the same pictures, (.., 3, h, w) in [0, 1], detached
 
 
-def add_lora(pipe: StableDiffusion3Pipeline, rank: int, alpha: float | None = None, seed: int = 0) -> list[torch.nn.Parameter]:
+def add_lora(pipe: StableDiffusion3Pipeline, rank: int, seed: int = 0) -> list[torch.nn.Parameter]:
     """Freeze the pipeline, add a LoRA to the transformer's attention; returns the float32 parameters to train."""
     torch.manual_seed(seed)
     for part in (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3):
         if part is not None:
             part.requires_grad_(False)
-    config = LoraConfig(r=rank, lora_alpha=alpha or rank, init_lora_weights="gaussian", target_modules=LORA_TARGETS)
+    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=LORA_TARGETS)
     pipe.transformer.add_adapter(config)
     cast_training_params(pipe.transformer, dtype=torch.float32)
     return [p for p in pipe.transformer.parameters() if p.requires_grad]
@@ -41,24 +41,30 @@ def save_lora(pipe: StableDiffusion3Pipeline, folder) -> None:
     StableDiffusion3Pipeline.save_lora_weights(str(folder), transformer_lora_layers=layers)
 
 
-def encode(pipe: StableDiffusion3Pipeline, prompts: list[str]) -> tuple[Tensor, Tensor]:
+def encode(pipe: StableDiffusion3Pipeline, prompts: list[str], batch: int = 256) -> tuple[Tensor, Tensor]:
     """Prompt embeddings (b, n, d) and pooled (b, p), without a graph; a T5 that is absent costs one token (hub.fold_empty_t5)."""
-    length = 1 if pipe.text_encoder_3 is None else 256
-    with torch.no_grad():
-        embeds, _, pooled, _ = pipe.encode_prompt(prompts, prompts, prompts, do_classifier_free_guidance=False, max_sequence_length=length)
+    length, parts = 1 if pipe.text_encoder_3 is None else 256, []
+    for i in range(0, len(prompts), batch):
+        some = prompts[i : i + batch]
+        with torch.no_grad():
+            embeds, _, pooled, _ = pipe.encode_prompt(some, some, some, do_classifier_free_guidance=False, max_sequence_length=length)
+        parts.append((embeds, pooled))
+    embeds, pooled = (torch.cat(part) for part in zip(*parts))
     return embeds, pooled
 
 
 @torch.no_grad()
-def generate(pipe: StableDiffusion3Pipeline, prompts: list[str], *, steps: int, seed: int = 0, batch: int = 64, size=None) -> Tensor:
-    """Pixels (n, 3, h, w) in [0, 1] on the CPU by the pipeline's own sampler, guidance off. Row i has noise of its own
-    seed, seed + i, so the same prompt list gives the same pictures whatever the batch."""
+def generate(
+    pipe: StableDiffusion3Pipeline, prompts: list[str], *, steps: int, seed: int = 0, batch: int = 64, size=None, guidance: float = 0.0
+) -> Tensor:
+    """Pixels (n, 3, h, w) in [0, 1] on the CPU by the pipeline's own sampler; guidance off unless above 1. Row i has noise
+    of its own seed, seed + i, so the same prompt list gives the same pictures whatever the batch."""
     length, out = 1 if pipe.text_encoder_3 is None else 256, []
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
         noise = [torch.Generator().manual_seed(seed + start + i) for i in range(len(part))]
-        pictures = pipe(part, num_inference_steps=steps, guidance_scale=0, generator=noise, output_type="pt", height=size, width=size,
-                        max_sequence_length=length).images  # fmt: skip
+        pictures = pipe(part, num_inference_steps=steps, guidance_scale=guidance, generator=noise, output_type="pt",
+                        height=size, width=size, max_sequence_length=length).images  # fmt: skip
         out.append(pictures.float().cpu())
     return torch.cat(out)
 
@@ -103,7 +109,7 @@ def draft_step(
     side = (size or pipe.transformer.config.sample_size * pipe.vae_scale_factor) // pipe.vae_scale_factor
     shape = (b, pipe.transformer.config.in_channels, side, side)
     noise = lambda n: torch.randn((n, *shape[1:]), generator=generator, device=generator.device).to(device)
-    sigmas = _sigmas(pipe, steps, side).tolist()
+    sigmas = _sigmas(pipe, steps).tolist()
 
     def euler(x: Tensor, i: int, rows: Tensor) -> Tensor:
         time = torch.full((len(x),), sigmas[i] * 1000, device=device)
@@ -124,7 +130,7 @@ def draft_step(
     return RewardStep(rewards, pixels)
 
 
-def _sigmas(pipe: StableDiffusion3Pipeline, steps: int, side: int) -> Tensor:
+def _sigmas(pipe: StableDiffusion3Pipeline, steps: int) -> Tensor:
     """(steps + 1,) noise levels from 1 to 0, by the pipeline's own scheduler."""
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     if scheduler.config.get("use_dynamic_shifting"):

@@ -10,9 +10,13 @@ from icthp import microworld, pictures
 from icthp.detector import Detection
 
 
-def interval(values, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> dict:
-    """Mean with a percentile bootstrap interval over the rows of `values` (n,): {"mean", "low", "high", "n"}."""
+def interval(values, groups=None, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> dict:
+    """Mean with a percentile bootstrap interval over the rows of `values` (n,): {"mean", "low", "high", "n"}.
+
+    Rows of one group (n ids, e.g. prompts) are no independent draws: their mean counts as one row."""
     values = np.asarray(values, dtype=np.float64)
+    if groups is not None:
+        values = pd.Series(values).groupby(np.asarray(groups), sort=False).mean().to_numpy()
     if len(values) < 2:
         raise ValueError(f"an interval needs at least two values, not {len(values)}")
     draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
@@ -74,20 +78,20 @@ def score_all(scorer, pixels: Tensor, prompts: list[str], batch: int = 128) -> T
 # ---- the paradox ------------------------------------------------------------------------------------------------
 
 
-def score_by_level(score, scenes: microworld.Scenes, style: str = "short") -> Tensor:
-    """The same scenes at every richness: score(pixels, prompts) -> (b,) becomes (b, levels). style: "short" prompts,
-    the same at every level, or "long" ones, which name what is drawn."""
+def score_by_level(score, scenes: microworld.Scenes, style: str = "short", device="cpu") -> Tensor:
+    """The same scenes at every richness: score(pixels on `device`, prompts) -> (b,) becomes (b, levels). style: "short"
+    prompts, the same at every level, or "long" ones, which name what is drawn."""
     columns = []
     for level in range(microworld.LEVELS):
         at = scenes.at(level / (microworld.LEVELS - 1))
-        columns.append(score(microworld.render(at), microworld.captions(at, style)).detach().cpu())
+        columns.append(score(microworld.render(at, device=device), microworld.captions(at, style)).detach().cpu())
     return torch.stack(columns, 1)
 
 
 @torch.no_grad()
-def score_files(score, table, levels: list[str]) -> Tensor:
+def score_files(score, table, levels: list[str], device="cpu") -> Tensor:
     """The same for picture files of any sizes: pictures.read_levels' table -> (rows, levels)."""
-    one = lambda path, prompt: score(pictures.to_pixels(path)[None], [prompt]).item()
+    one = lambda path, prompt: score(pictures.to_pixels(path)[None].to(device), [prompt]).item()
     return torch.tensor([[one(path, prompt) for path in row] for prompt, *row in table[["prompt", *levels]].itertuples(index=False)])
 
 
@@ -147,7 +151,8 @@ def described(scene: microworld.Scenes, task: str | None = None) -> dict:
 
 def geneval_correct(found: list[Detection], metadata: dict) -> bool:
     """GenEval's rule: every included class is there (exactly `count` times for the counting task, at least so often
-    otherwise), in its colour, at its place relative to the class it refers to."""
+    otherwise), in its colour, at its place relative to the class it refers to. Where GenEval's dead zone is a tenth of
+    the two boxes' sides, ours is fixed (`relations`): the detector gives centres."""
     matched = []
     for want in metadata["include"]:
         objects = [d for d in found if d.label == want["class"]]

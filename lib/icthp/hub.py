@@ -59,12 +59,22 @@ def new_clip(config: dict) -> open_clip.CLIP:
 
 def save_clip(model: open_clip.CLIP, tokenizer, config: dict, folder, dtype=torch.float16) -> None:
     """Write `folder` so that open_clip.create_model_from_pretrained("local-dir:folder") reads it."""
-    save_for_hf(_copy(model, dtype), getattr(tokenizer, "tokenizer", tokenizer), config, str(folder), safe_serialization=True)
+    save_for_hf(_copy(model, dtype), _in_transformers_format(tokenizer), config, str(folder), safe_serialization=True)
 
 
-def read_clip_config(folder) -> dict:
-    """open_clip's model_cfg of a `local-dir:` folder."""
-    return json.loads((Path(str(folder).removeprefix("local-dir:")) / "open_clip_config.json").read_text())["model_cfg"]
+def _in_transformers_format(tokenizer) -> CLIPTokenizer:
+    """open_clip's own byte-pair tokenizer, or one that it or transformers loaded, as the latter saves them."""
+    if isinstance(tokenizer, open_clip.SimpleTokenizer):
+        start, end = "<start_of_text>", "<end_of_text>"  # its names for them
+        return CLIPTokenizer(tokenizer.encoder, list(tokenizer.bpe_ranks), model_max_length=tokenizer.context_length,
+                             bos_token=start, eos_token=end, unk_token=end, pad_token=end)  # fmt: skip
+    return getattr(tokenizer, "tokenizer", tokenizer)
+
+
+def read_clip_config(source) -> dict:
+    """open_clip's model_cfg of a folder or of any source that scores.load_clip takes."""
+    source = f"local-dir:{source}" if Path(source).is_dir() else source
+    return open_clip.get_model_config(source if ":" in source else source.partition("/")[0])
 
 
 def _copy(model: nn.Module, dtype=torch.float16) -> nn.Module:
@@ -161,7 +171,8 @@ def load_sd3(source: str, dtype=torch.float32, device="cpu", **kwargs) -> Stable
 def fold_empty_t5(pipe: StableDiffusion3Pipeline, length: int = 256) -> StableDiffusion3Pipeline:
     """Without its T5 encoder the pipeline attends to `length` equal zero tokens. They stay equal in every block, so one
     of them with log(length) added to its attention logit gives the same picture at a quarter of the work."""
-    pipe.transformer.set_attn_processor(FoldedJointAttention(length))
+    for block in pipe.transformer.transformer_blocks:  # not its attn2, which SD3.5-medium has for the image alone
+        block.attn.set_processor(FoldedJointAttention(length))
     return pipe
 
 

@@ -4,9 +4,22 @@ b triplets I1 (lost), I2 (won), I3 (refined); two prompts each, easy and refined
 float32; float64 stays float64. `variant="released"` gives the released code's form where it differs.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def full_precision(loss):
+    """Decorator: the loss is computed outside any autocast region, which would turn its products into bfloat16."""
+
+    @functools.wraps(loss)
+    def outside(first: Tensor, *args, **options) -> Tensor:
+        with torch.autocast(first.device.type, enabled=False):
+            return loss(first, *args, **options)
+
+    return outside
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -37,6 +50,7 @@ def negative_weight(cosine: Tensor, alpha: float, beta: float) -> Tensor:
     return torch.sigmoid(-alpha * (cosine.abs() - beta))
 
 
+@full_precision
 def ict_loss(
     images: Tensor,
     easy: Tensor,
@@ -76,6 +90,7 @@ def mismatched_loss(images: Tensor, text: Tensor, alpha: float, beta: float, gro
     return total / (3 * negative.sum()).clamp(min=1)
 
 
+@full_precision
 def hp_loss(hp: Tensor, margin: float = 0.3) -> Tensor:
     """hp (b, 3): scores of I1, I2, I3 -> scalar: mean over b of the hinges on (I2, I1) and (I3, I2). No text enters."""
     hp = _wide(hp)

@@ -32,6 +32,15 @@ def legacy_pairs(scenes: microworld.Scenes, generator: torch.Generator) -> datas
     return datasets.Dataset.from_dict(columns, features=PAIRS)
 
 
+def read_pairs(path, count: int = 0) -> datasets.Dataset:
+    """The first `count` rows (0: all) of a parquet table with the columns of PAIRS; others are left out."""
+    rows = datasets.Dataset.from_parquet(str(path))
+    missing = [name for name in PAIRS if name not in rows.column_names]
+    if missing:
+        raise ValueError(f"{path} has no column {', '.join(missing)}; pairs have {', '.join(PAIRS)} (`agreed` may be all true)")
+    return rows.select_columns(list(PAIRS)).select(range(min(count or len(rows), len(rows))))
+
+
 class Triplets:
     """A table of triplets on disk, decoded a batch at a time. `texts[kind]`, `numbers[name]` are whole columns."""
 

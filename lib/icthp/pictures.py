@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 
@@ -21,11 +21,14 @@ def encode(pixels: Tensor, format: str = "PNG", **options) -> list[dict]:
 
 
 def to_pixels(picture) -> Tensor:
-    """A PIL image or a path -> (3, h, w) float32 in [0, 1]. Raises ValueError that names a file that cannot be read."""
+    """A PIL image or a path -> (3, h, w) float32 in [0, 1]; 16-bit greys keep their range, transparency is dropped.
+    Raises ValueError that names a file that cannot be read."""
     try:
         image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
         array = np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{picture} cannot be read as a picture: {error}") from error
     return torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255
 
@@ -76,6 +79,10 @@ def _read(source: Path, files: list[str], others=()) -> pd.DataFrame:
     missing = [name for name in (*files, *others) if name not in table]
     if missing:
         raise ValueError(f"{source} has no column `{'`, `'.join(missing)}`; it has {', '.join(map(str, table.columns))}")
+    for name in files:
+        empty = [str(i) for i, path in enumerate(table[name]) if not isinstance(path, str) or not path]
+        if empty:
+            raise ValueError(f"{source}: column `{name}` names no file in row {', '.join(empty[:5])}; fill it in or drop the row")
     return table.assign(**{name: [str(source.parent / path) for path in table[name]] for name in files})
 
 

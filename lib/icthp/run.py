@@ -70,13 +70,21 @@ def run(notebook, section: str, output=None, **extra) -> Path:
     return output
 
 
+def _value(pair: str) -> tuple:
+    """name=value, read as params.yaml would read it."""
+    name, equals, value = pair.partition("=")
+    if not equals:
+        raise ValueError(f"{pair!r} is no parameter; write name=value")
+    return name, YAML(typ="safe").load(value) if value else ""
+
+
 def main(argv: list[str]) -> int:
     if len(argv) < 2:
         print(__doc__)
         return 2
     notebook, section, *pairs = argv
-    extra = dict(pair.split("=", 1) for pair in pairs)
     try:
+        extra = dict(_value(pair) for pair in pairs)
         print(f"{notebook} -> {run(notebook, section, **extra)}")
     except PapermillExecutionError as error:
         print(f"{notebook}, cell {error.exec_count}: {error.ename}: {error.evalue}", file=sys.stderr)

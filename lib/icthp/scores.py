@@ -71,15 +71,16 @@ class ClipScorer(Scorer):
         visual = self.model.visual
         return preprocess(pixels, self.size, visual.image_mean, visual.image_std).to(self.model.logit_scale.dtype)
 
-    def image_features(self, pixels: Tensor) -> Tensor:
-        """(b, d) unit rows."""
-        return self.model.encode_image(self.preprocess(pixels), normalize=True)
+    def image_features(self, pixels: Tensor, normalize: bool = True) -> Tensor:
+        """(b, d), unit rows unless `normalize` is off."""
+        return self.model.encode_image(self.preprocess(pixels), normalize=normalize)
 
     def text_features(self, prompts: list[str]) -> Tensor:
         """(b, d) unit rows; each different prompt is encoded once."""
         unique = list(dict.fromkeys(prompts))
         features = self.model.encode_text(self.tokenizer(unique).to(self.device), normalize=True)
-        return features[[unique.index(p) for p in prompts]]
+        place = {p: i for i, p in enumerate(unique)}
+        return features[[place[p] for p in prompts]]
 
     def split(self, pixels: Tensor, prompts: list[str], common: Tensor) -> tuple[Tensor, Tensor]:
         """The cosine in two parts, (b,) each, which add up to it: text-relevant, and text-irrelevant, along `common` (d,), the
@@ -110,7 +111,8 @@ def head(width: int, variant: str = "paper") -> nn.Sequential:
 
 
 class HpScorer(Scorer):
-    """HP: sigmoid(head(image embedding)) in (0, 1); the prompt plays no part."""
+    """HP: sigmoid(head(image embedding)) in (0, 1), the embedding not normalised; the prompt plays no part. The head is
+    outside autocast: scores that differ by less than bfloat16's 0.004 stay apart."""
 
     needs_prompt = False
     unit = "probability-like, 0 to 1"
@@ -120,7 +122,9 @@ class HpScorer(Scorer):
         self.clip, self.head, self.config = clip, head_, config or {}
 
     def forward(self, pixels: Tensor, prompts=None) -> Tensor:
-        return torch.sigmoid(self.head(self.clip.image_features(pixels)).squeeze(-1))
+        features = self.clip.image_features(pixels, normalize=False)
+        with torch.autocast(features.device.type, enabled=False):
+            return torch.sigmoid(self.head(features.to(next(self.head.parameters()).dtype)).squeeze(-1))
 
 
 class IctHpScorer(Scorer):
@@ -203,9 +207,10 @@ def load(name: str, source: str | None = None, *, device=None, dtype=None) -> Sc
     source = SOURCES[name] if source is None else source
     if source is None:
         raise ValueError(f"{name} has no weights at the micro scale: pass source=, e.g. an open_clip folder")
-    folder = source.removeprefix("local-dir:").split(",")[0]
-    if ("local-dir:" in source or name in ("hp", "icthp")) and not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder} is missing: `dvc repro {MADE_BY.get(name, 'train_hp')}` makes it (`dvc pull` for data/)")
+    folder = Path(source.removeprefix("local-dir:").split(",")[0])
+    first = {"hp": "hp.json", "icthp": "" if "," in source else "hp/hp.json"}.get(name, "open_clip_config.json")
+    if ("local-dir:" in source or name in ("hp", "icthp")) and not (folder / first).exists():
+        raise FileNotFoundError(f"{folder / first} is missing: `dvc repro {MADE_BY.get(name, 'train_hp')}` makes it (`dvc pull` for data/)")
     scorer = _build(name, source)
     return scorer.requires_grad_(False).eval().to(device=device, dtype=dtype)
 

@@ -55,29 +55,35 @@ def fit(
     """Train the parameters of `model` that require a gradient with AdamW; returns one record of numbers a step.
 
     loss_at(model, step) -> (scalar loss, dict of numbers to record). Random draws inside it (dropout too) are seeded
-    by (seed, step). With `checkpoint` (a path) the run saves every `save_every` steps and resumes from it; a
-    checkpoint of another recipe is refused. `precision`: accelerate's "no", "bf16" or "fp16".
+    by (seed, step). It runs where the model lies. With `checkpoint` (a path) the run saves every `save_every` steps and
+    resumes from it, after it has repeated step 0 and found the same loss and gradient norm: a checkpoint of other data,
+    another model or another loss is refused with ValueError. `precision`: "no", or "bf16" for autocast.
     """
-    accelerator = Accelerator(mixed_precision=precision)
+    if precision not in ("no", "bf16"):
+        raise ValueError(f'precision must be "no" or "bf16", not {precision!r}')
+    accelerator = Accelerator(mixed_precision=precision, cpu=next(model.parameters()).device.type == "cpu")
     trainable = [p for p in model.parameters() if p.requires_grad]
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(trainable, lr=lr, betas=betas, weight_decay=weight_decay))
     recipe = {"steps": steps, "lr": lr, "warmup": warmup, "schedule": schedule, "weight_decay": weight_decay, "seed": seed}
-    history = _resume(checkpoint, recipe, accelerator.unwrap_model(model), optimizer)
     model.train()
-    bar = tqdm(range(len(history), steps), desc=label, initial=len(history), total=steps, mininterval=5)
-    for step in bar:
+
+    def gradient(step: int) -> dict:
         torch.manual_seed(seed * 1_000_003 + step)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps=steps, peak=lr, warmup=warmup, schedule=schedule)
         with accelerator.autocast():
             loss, numbers = loss_at(model, step)
         if loss.requires_grad:  # a DRaFT step has left its gradients already
             accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(trainable, clip)
+        record = {"loss": loss, "grad_norm": accelerator.clip_grad_norm_(trainable, clip)} | numbers
+        return {"step": step} | {k: torch.as_tensor(v).item() for k, v in record.items()}
+
+    history = _resume(checkpoint, recipe, accelerator.unwrap_model(model), optimizer, gradient)
+    bar = tqdm(range(len(history), steps), desc=label, initial=len(history), total=steps, mininterval=5)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps=steps, peak=lr, warmup=warmup, schedule=schedule)
+        history.append(gradient(step))
         optimizer.step()
         optimizer.zero_grad()
-        record = {"loss": loss, "grad_norm": norm} | numbers
-        history.append({"step": step} | {k: torch.as_tensor(v).item() for k, v in record.items()})
         if not math.isfinite(history[-1]["loss"]):
             raise FloatingPointError(f"{label}: the loss is {history[-1]['loss']} at step {step}; lower the learning rate {lr}")
         bar.set_postfix(loss=f"{history[-1]['loss']:.4g}", refresh=False)
@@ -88,16 +94,24 @@ def fit(
 
 
 def _save(path, recipe: dict, model: nn.Module, optimizer, history: list[dict]) -> None:
-    state = {"recipe": recipe, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    weights = {name: t for name, t in model.state_dict().items() if name not in frozen}
+    state = {"recipe": recipe, "model": weights, "optimizer": optimizer.state_dict(), "history": history}
     atomic(path, lambda partial: torch.save(state, partial))
 
 
-def _resume(path, recipe: dict, model: nn.Module, optimizer) -> list[dict]:
+def _resume(path, recipe: dict, model: nn.Module, optimizer, gradient) -> list[dict]:
     if path is None or not Path(path).exists():
         return []
     state = torch.load(path, map_location="cpu", weights_only=True)
     if state["recipe"] != recipe:
         raise ValueError(f"{path} was written with {state['recipe']}, not {recipe}; delete it to start again")
-    model.load_state_dict(state["model"])
+    was, now = state["history"][0], gradient(0)
+    optimizer.zero_grad()
+    for name, tolerance in (("loss", 1e-3), ("grad_norm", 1e-2)):
+        if not math.isclose(was[name], now[name], rel_tol=tolerance, abs_tol=1e-7):
+            begun = f"{path} began with {name} {was[name]:.6g}, this run with {now[name]:.6g}"
+            raise ValueError(f"{begun}: its data, model or loss is another; delete it to start again")
+    model.load_state_dict(model.state_dict() | state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return state["history"]

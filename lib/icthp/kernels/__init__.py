@@ -29,6 +29,7 @@ def choose(b: int, d: int, alpha: float, beta: float, groups) -> str:
     return "chunked" if b > 2 * CHUNK else "eager"
 
 
+@losses.full_precision
 def ict_loss(
     images: Tensor,
     easy: Tensor,
