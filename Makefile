@@ -16,6 +16,7 @@ repro: .venv/ready  ## the paper at micro scale: every figure and table
 	dvc metrics show --md
 
 test: .venv/ready  ## style, units, the pipeline in a clone, then each notebook as it opens
+	rm -rf runs/smoke
 	dvc pull data.dvc
 	ruff check lib tests notebooks
 	ruff format --check lib tests
@@ -23,11 +24,12 @@ test: .venv/ready  ## style, units, the pipeline in a clone, then each notebook 
 	cd notebooks && pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:cacheprovider -q \
 		$(addsuffix .ipynb,$(STORY) $(APPENDIX))
 
-data: .venv/ready  ## rebuild data/ from nothing: about an hour on two cores
+data: .venv/ready  ## rebuild data/ from nothing: under two hours on two cores
 	python -m icthp.run notebooks/A1_build_microworld.ipynb build_microworld
 	dvc add data && dvc push -q data.dvc
 
 lab: .venv/ready  ## the notebooks in JupyterLab
+	dvc pull data.dvc
 	HF_HUB_OFFLINE=0 jupyter lab notebooks
 
 bench: .venv/ready
