@@ -140,3 +140,13 @@ def test_dynamic_shifting_is_refused(pipe, prompt):
     pipe.scheduler.register_to_config(use_dynamic_shifting=True)
     with pytest.raises(ValueError, match="dynamic shifting"):
         gradient(pipe, prompt, k=1)
+
+
+def test_a_bfloat16_pipeline_leaves_float32_gradients(sd3_folder, scenes):
+    pipe = hub.load_sd3(str(sd3_folder), torch.bfloat16)
+    parameters = draft.add_lora(pipe, rank=2)
+    embeds, pooled = draft.encode(pipe, microworld.captions(scenes[:3]))
+    step = draft.draft_step(pipe, embeds, pooled, reward, steps=STEPS, generator=torch.Generator().manual_seed(0))
+    assert embeds.dtype == torch.bfloat16 and step.pixels.dtype == torch.float32
+    assert all(p.dtype == torch.float32 for p in parameters)
+    assert sum(p.grad.norm() for p in parameters if p.grad is not None) > 0

@@ -50,7 +50,7 @@ def show(pixels: torch.Tensor, titles=None, columns: int = 8, rows=None, heads=N
         if titles:
             axis.set_xlabel(_wrap(titles[i]), fontsize=6)
     for axis, text in zip(axes[:, 0], rows or []):
-        axis.set_ylabel(_wrap(text, 20), fontsize=8)
+        axis.set_ylabel(_wrap(text, 18), fontsize=9)
     for axis, text in zip(axes[0], heads or []):
         axis.set_title(text, fontsize=9)
     figure.tight_layout(pad=0.3)

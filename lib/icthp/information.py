@@ -106,7 +106,7 @@ def velocity_errors(velocity, latents: Tensor, sigmas: Tensor, generator: torch.
     """(n, s) squared errors of a flow-matching network, velocity(x, sigma) -> like x, summed over the dimensions of latents
     (n, ...), at x = (1 - sigma) latents + sigma noise with the same noise at every level. For `denoiser_information`."""
     noise = torch.randn(latents.shape, generator=generator).to(latents)
-    error = lambda s: velocity((1 - s) * latents + s * noise, s) - (noise - latents)
+    error = lambda s: velocity((1 - s) * latents + s * noise, s).float() - (noise - latents)
     return torch.stack([error(s).square().flatten(1).sum(1).cpu() for s in sigmas.to(latents)], 1)
 
 
