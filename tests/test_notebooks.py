@@ -1,6 +1,7 @@
 """Hygiene of every notebook, and A2 on pictures that a user may bring."""
 
 import ast
+import json
 import shutil
 
 import nbformat
@@ -38,13 +39,17 @@ def test_a_notebook_opened_by_hand_writes_to_the_smoke_folder(path):
     assert values["out"].startswith("runs/smoke/")
 
 
+def execute(name, **parameters):
+    """Run a notebook as papermill runs it; returns all that it printed."""
+    source = str(ROOT / f"notebooks/{name}.ipynb")
+    notebook = papermill.execute_notebook(source, None, parameters, cwd=str(ROOT), progress_bar=False, kernel_name="python3")
+    return "".join(o.get("text", "") for c in notebook.cells if c.cell_type == "code" for o in c.outputs)
+
+
 def score(images, tmp_path, **parameters):
-    """Run A2 as papermill runs it; returns its table and all that it printed."""
+    """A2's table and all that it printed."""
     out = tmp_path / "out"
-    notebook = papermill.execute_notebook(
-        str(ROOT / "notebooks/A2_score_your_images.ipynb"), None, cwd=str(ROOT), progress_bar=False, kernel_name="python3",
-        parameters={"images": str(images), "out": str(out), "models": str(tmp_path / "none")} | parameters)  # fmt: skip
-    printed = "".join(o.get("text", "") for c in notebook.cells if c.cell_type == "code" for o in c.outputs)
+    printed = execute("A2_score_your_images", images=str(images), out=str(out), models=str(tmp_path / "none"), **parameters)
     assert (out / "gallery.png").stat().st_size > 1000
     return pd.read_parquet(out / "scores.parquet"), printed
 
@@ -82,3 +87,18 @@ def test_a2_on_photographs(tmp_path):
     assert len(table) == 6 and table.error.isna().all() and table[["jpeg", "clip", "pickscore"]].notna().all(axis=None)
     by_name = table.set_index(table.image.str.rsplit("/", n=1).str[1]).jpeg
     assert by_name["Ferrari_car_I3.png"] > by_name["Ferrari_car_I1.jpg"]
+
+
+@needs_data
+def test_01_takes_a_table_of_real_pictures(tmp_path):
+    """The lab scale's path: a table with a column a level, and a folder of photographs."""
+    picture = lambda i, level: str(DATA / f"examples/{i}_{level}.png")
+    rows = [{"prompt": "a red circle", "plain": picture(i, "plain"), "rich": picture(i, "rich")} for i in range(4)]
+    pd.DataFrame(rows).to_json(tmp_path / "t.jsonl", orient="records", lines=True)
+    folders = {"photographs": str(DATA / "examples"), "out": str(tmp_path / "out")}
+    table = {"pictures_table": str(tmp_path / "t.jsonl"), "levels": "plain,rich"}
+    execute("01_scoring_paradox", second_clip_steps=0, estimate_scenes=2, **folders, **table)
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["paradox_rate_short_clip_n"] == 4 and metrics["jpeg_ratio"] > 1.3 and "formula_r2" not in metrics
+    assert {"clip_short_0", "clip_short_1", "truncated_short"} <= metrics.keys()
+    assert len(pd.read_parquet(tmp_path / "out/levels.parquet")) == 4 * 2 * 3
