@@ -97,7 +97,7 @@ def test_01_takes_a_table_of_real_pictures(tmp_path):
     pd.DataFrame(rows).to_json(tmp_path / "t.jsonl", orient="records", lines=True)
     folders = {"photographs": str(DATA / "examples"), "out": str(tmp_path / "out")}
     table = {"pictures_table": str(tmp_path / "t.jsonl"), "levels": "plain,rich"}
-    execute("01_scoring_paradox", second_clip_steps=0, estimate_scenes=2, **folders, **table)
+    execute("01_scoring_paradox", small_clip_steps=0, estimate_scenes=2, **folders, **table)
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert metrics["paradox_rate_short_clip_n"] == 4 and metrics["jpeg_ratio"] > 1.3 and "formula_r2" not in metrics
     assert {"clip_short_0", "clip_short_1", "truncated_short"} <= metrics.keys()

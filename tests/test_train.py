@@ -62,6 +62,11 @@ def test_a_diverging_run_stops_with_a_remedy():
         fit(torch.nn.Linear(1, 1), lambda m, step: (m(torch.ones(1, 1)).sum() * math.nan, {}), steps=2, lr=1.0)
 
 
+def test_training_without_a_gradient_is_refused():
+    with torch.no_grad(), pytest.raises(ValueError, match="no gradient"):
+        fit(torch.nn.Linear(1, 1), lambda m, step: (m(torch.ones(1, 1)).sum(), {}), steps=2, lr=1.0)
+
+
 def test_batches_show_every_row_once_an_epoch():
     rows = torch.cat([batch_indices(step, n=10, size=4) for step in range(5)])
     assert sorted(rows[:10].tolist()) == sorted(rows[10:].tolist()) == list(range(10))

@@ -73,6 +73,8 @@ def fit(
             loss, numbers = loss_at(model, step)
         if loss.requires_grad:  # a DRaFT step has left its gradients already
             accelerator.backward(loss)
+        elif all(p.grad is None for p in trainable):
+            raise ValueError(f"{label}: the loss of step {step} has no gradient; is it computed inside torch.no_grad()?")
         record = {"loss": loss, "grad_norm": accelerator.clip_grad_norm_(trainable, clip)} | numbers
         return {"step": step} | {k: torch.as_tensor(v).item() for k, v in record.items()}
 
