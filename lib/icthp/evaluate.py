@@ -168,6 +168,11 @@ def geneval_correct(found: list[Detection], metadata: dict) -> bool:
     return True
 
 
+def described_right(detector, pixels: Tensor, scenes: microworld.Scenes) -> list[bool]:
+    """For each picture (b, 3, h, w): does the detector find all that the short prompt of its scene says?"""
+    return [geneval_correct(found, described(scenes[i : i + 1])) for i, found in enumerate(detector.detect(pixels))]
+
+
 def relations(a: Detection, b: Detection, deadzone: float = 0.1) -> set[str]:
     """How a lies relative to b, by centres; a component counts when it is more than half of the offset's length."""
     offset = np.array([a.x - b.x, a.y - b.y])

@@ -15,6 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}  # accelerate's names of precision
+
 
 def atomic(path, write) -> Path:
     """Call write(temporary path beside `path`), then rename: a killed run leaves the old file or the new, never half."""

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from icthp.hub import atomic
+from icthp.hub import DTYPES, atomic
 
 
 def learning_rate(step: int, *, steps: int, peak: float, warmup: int = 0, schedule: str = "cosine") -> float:
@@ -59,8 +59,8 @@ def fit(
     resumes from it, after it has repeated step 0 and found the same loss and gradient norm: a checkpoint of other data,
     another model or another loss is refused with ValueError. `precision`: "no", or "bf16" for autocast.
     """
-    if precision not in ("no", "bf16"):
-        raise ValueError(f'precision must be "no" or "bf16", not {precision!r}')
+    if precision not in DTYPES:
+        raise ValueError(f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
     accelerator = Accelerator(mixed_precision=precision, cpu=next(model.parameters()).device.type == "cpu")
     trainable = [p for p in model.parameters() if p.requires_grad]
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(trainable, lr=lr, betas=betas, weight_decay=weight_decay))
