@@ -169,6 +169,18 @@ def test_folded_t5_draws_the_same_picture(sd3_folder, prompts):
     assert torch.allclose(expected, folded, atol=1e-4)
 
 
+def test_a_new_transformer_tells_patches_and_words_apart(sd3_folder, prompts):
+    pipe = hub.load_sd3(str(sd3_folder))
+    side = pipe.transformer.config.pos_embed_max_size
+    code = pipe.transformer.pos_embed.pos_embed[0]
+    distance = torch.cdist(code, code) + torch.eye(side**2) * 9
+    assert distance.min() > 0.5 * code.norm(dim=1).mean()  # the class's own: 0.25 here, 0.1 on a side of 8
+    assert torch.linalg.matrix_rank(code.float() - code.mean(0), rtol=1e-2) >= 2 * (side - 1)
+    embeds, _ = draft.encode(pipe, prompts)
+    second = embeds[:, 1:-1, pipe.text_encoder.config.hidden_size :]
+    assert second.std() > 0.5  # at 0.02 the words would be invisible beside the first tower's
+
+
 def test_a_folder_that_is_no_pipeline(tmp_path):
     with pytest.raises(FileNotFoundError, match="model_index.json"):
         hub.load_sd3(str(tmp_path))

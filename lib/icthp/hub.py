@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from open_clip.push_to_hf_hub import save_for_hf
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}  # accelerate's names of precision
@@ -96,7 +96,7 @@ def text_tower(clip: open_clip.CLIP, tokenizer: CLIPTokenizer) -> CLIPTextModelW
     return tower.eval()
 
 
-def _text_state(clip: open_clip.CLIP, root: str) -> dict[str, torch.Tensor]:
+def _text_state(clip: open_clip.CLIP, root: str) -> dict[str, Tensor]:
     state = {
         root + "embeddings.token_embedding.weight": clip.token_embedding.weight,
         root + "embeddings.position_embedding.weight": clip.positional_embedding,
@@ -133,9 +133,11 @@ def new_sd3(text_encoder, tokenizer, vae: AutoencoderKL, *, width=128, layers=4,
     transformer = SD3Transformer2DModel(
         sample_size=latent_size, patch_size=2, in_channels=vae.config.latent_channels, out_channels=vae.config.latent_channels,
         num_layers=layers, attention_head_dim=32, num_attention_heads=width // 32, joint_attention_dim=first.hidden_size + text_width,
-        caption_projection_dim=width, pooled_projection_dim=first.projection_dim + text_width, pos_embed_max_size=latent_size,
+        caption_projection_dim=width, pooled_projection_dim=first.projection_dim + text_width, pos_embed_max_size=latent_size // 2,
         qk_norm="rms_norm")  # fmt: skip
+    nn.init.normal_(second.get_input_embeddings().weight)  # its default, 0.02, would drown beside a trained tower's vectors
     _start_as_identity(transformer)
+    transformer.pos_embed.pos_embed.copy_(_positions(latent_size // 2, width))
     return StableDiffusion3Pipeline(
         transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae, text_encoder=text_encoder,
         tokenizer=tokenizer, text_encoder_2=second, tokenizer_2=tokenizer, text_encoder_3=None, tokenizer_3=None)  # fmt: skip
@@ -147,6 +149,16 @@ def _start_as_identity(transformer: SD3Transformer2DModel) -> None:
     for linear in (*gates, transformer.proj_out):
         nn.init.zeros_(linear.weight)
         nn.init.zeros_(linear.bias)
+
+
+def _positions(side: int, width: int) -> Tensor:
+    """(1, side * side, width): sines and cosines of each patch's row and column, wavelengths from two patches to two
+    sides. The class's own wavelengths suit sides of 64; on a side of 8 they tell the patches hardly apart."""
+    frequency = math.pi * side ** -torch.linspace(0, 1, width // 4)
+    phase = torch.arange(side)[:, None] * frequency
+    code = torch.cat([phase.sin(), phase.cos()], 1)
+    row, column = code[:, None].expand(-1, side, -1), code[None].expand(side, -1, -1)
+    return torch.cat([row, column], -1).reshape(1, side * side, width)
 
 
 def save_sd3(pipe: StableDiffusion3Pipeline, folder) -> None:
