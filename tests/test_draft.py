@@ -1,7 +1,13 @@
+import io
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
+from PIL import Image
 
-from icthp import draft, hub, microworld
+from icthp import draft, hub, microworld, pictures
 
 STEPS = 3
 
@@ -150,3 +156,45 @@ def test_a_bfloat16_pipeline_leaves_float32_gradients(sd3_folder, scenes):
     assert embeds.dtype == torch.bfloat16 and step.pixels.dtype == torch.float32
     assert all(p.dtype == torch.float32 for p in parameters)
     assert sum(p.grad.norm() for p in parameters if p.grad is not None) > 0
+
+
+# ---- many pictures -----------------------------------------------------------------------------------------------
+
+DRAW = dict(steps=1, batch=2, seed=3)
+
+
+def test_shards_are_drawn_once_and_again_for_other_weights(pipe, scenes, tmp_path, monkeypatch):
+    texts, ids, drawn = microworld.captions(scenes[:7]), [0, 1, 2, 4, 5, 8, 9], []
+    generate = draft.generate
+    monkeypatch.setattr(draft, "generate", lambda p, some, **k: drawn.append(len(some)) or generate(p, some, **k))
+    first = draft.generate_shards(pipe, texts, ids, tmp_path, shard=3, **DRAW)
+    assert drawn == [3, 3, 1] and len(first) == 7
+    whole = pictures.encode(generate(pipe, texts, ids=ids, **DRAW))
+    decode = lambda rows: pictures.stack([Image.open(io.BytesIO(r["bytes"])) for r in rows])
+    assert (decode(first) - decode(whole)).abs().max() < 1.5 / 255  # other batches, other rounding
+    next(tmp_path.glob("00001-*")).unlink()
+    assert draft.generate_shards(pipe, texts, ids, tmp_path, shard=3, **DRAW) == first and drawn[3:] == [3]
+    draft.generate_shards(pipe, ["a cat", *texts[1:]], ids, tmp_path, shard=3, **DRAW)
+    assert drawn[4:] == [3]
+    with torch.no_grad():
+        pipe.transformer.proj_out.bias[0] += 1
+    assert draft.generate_shards(pipe, texts, ids, tmp_path, shard=3, **DRAW) != first and drawn[5:] == [3, 3, 1]
+
+
+def test_two_processes_draw_what_one_does(scenes, sd3_folder, tmp_path):
+    texts = microworld.captions(scenes[:7])
+    script = tmp_path / "draw.py"
+    script.write_text(
+        "import hashlib, json, sys, torch; from icthp import draft, hub\n"
+        "torch.set_num_threads(1); folder, out, texts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])\n"
+        f"rows = draft.generate_shards(hub.load_sd3(folder), texts, list(range(7)), out, shard=2, **{DRAW})\n"
+        "print('digest', hashlib.sha256(b''.join(r['bytes'] for r in rows)).hexdigest())\n"
+    )
+    digests = []
+    for n in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n), script]
+        done = subprocess.run([*command, sd3_folder, tmp_path / str(n), json.dumps(texts)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        digests += [line for line in done.stdout.splitlines() if line.startswith("digest")]
+        assert len(list((tmp_path / str(n)).glob("*.parquet"))) == 4
+    assert len(digests) == 3 and len(set(digests)) == 1

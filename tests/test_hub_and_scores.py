@@ -169,6 +169,19 @@ def test_folded_t5_draws_the_same_picture(sd3_folder, prompts):
     assert torch.allclose(expected, folded, atol=1e-4)
 
 
+def test_a_prompt_is_cut_beyond_the_last_token(clip):
+    import open_clip
+
+    limit = clip.model.context_length
+    words = "a red circle " * limit
+    count = lambda text: len(clip.tokenizer.tokenizer(text).input_ids)
+    fits = next(words[:n] for n in range(len(words), 0, -1) if count(words[:n]) == limit)
+    over = next(words[:n] for n in range(len(words)) if count(words[:n]) == limit + 1)
+    assert clip.cut([fits, over, "a red circle", words]).tolist() == [False, True, False, True]
+    plain = scores.ClipScorer(clip.model, open_clip.SimpleTokenizer(context_length=limit))  # pads with 0
+    assert plain.cut(["a " * (limit - 2), "a " * (limit - 1), "a " * 1000]).tolist() == [False, True, True]
+
+
 def test_a_new_transformer_tells_patches_and_words_apart(sd3_folder, prompts):
     pipe = hub.load_sd3(str(sd3_folder))
     side = pipe.transformer.config.pos_embed_max_size

@@ -1,9 +1,6 @@
-import http.server
 import io
-import json
 import os
 import pickle
-import threading
 
 import datasets
 import numpy as np
@@ -126,58 +123,6 @@ def test_an_empty_cell_is_named(folder):
 def test_odd_modes_become_rgb(tmp_path):
     for mode in ("L", "P", "RGBA", "LA", "CMYK", "1"):
         assert pictures.to_pixels(Image.new(mode, (5, 4))).shape == (3, 4, 5)
-
-
-# ---- refiners --------------------------------------------------------------------------------------------------------
-
-
-def test_the_grammars_refiner_keeps_what_is_said(scenes):
-    easy = microworld.captions(scenes)
-    refined = pick_high.refine_microworld(easy, seed=1)
-    assert microworld.captions(microworld.parse(refined, torch.Generator())) == easy
-    assert all(len(r) > len(e) for r, e in zip(refined, easy))
-    assert refined == pick_high.refine_microworld(easy, seed=1) != pick_high.refine_microworld(easy, seed=2)
-
-
-@pytest.fixture
-def endpoint(monkeypatch):
-    """A local server that speaks the chat-completions protocol; yields its url and the requests that it saw."""
-    seen = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            seen.append((self.path, self.headers["Authorization"], body))
-            text = "" if "silent" in body["messages"][-1]["content"] else f"Light first.\n\n{body['messages'][-1]['content']}, at dusk\n"
-            answer = json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(answer)
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    yield f"http://127.0.0.1:{server.server_port}/v1", seen
-    server.shutdown()
-
-
-def test_endpoint_gives_the_last_line(endpoint):
-    url, seen = endpoint
-    assert pick_high.refine_endpoint(["a cat"], "some-model", url) == ["a cat, at dusk"]
-    path, key, body = seen[0]
-    assert path == "/v1/chat/completions" and key == "Bearer secret" and body["model"] == "some-model"
-    assert body["messages"][0]["content"] == pick_high.INSTRUCTION
-
-
-def test_endpoint_without_a_key_or_an_answer(endpoint, monkeypatch):
-    with pytest.raises(ValueError, match="answered nothing to 'silent"):
-        pick_high.refine_endpoint(["silent"], "m", endpoint[0])
-    monkeypatch.delenv("OPENAI_API_KEY")
-    with pytest.raises(RuntimeError, match="environment variable OPENAI_API_KEY"):
-        pick_high.refine_endpoint(["a cat"], "m", endpoint[0])
 
 
 # ---- the official release --------------------------------------------------------------------------------------------

@@ -5,15 +5,24 @@ into the LoRA parameters. Decoder and reward hold their graph for one micro-batc
 to the latents is all that the transformer's backward pass needs.
 """
 
+import hashlib
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
+import datasets
+import pyarrow.parquet as pq
 import torch
+from accelerate import PartialState
 from diffusers import StableDiffusion3Pipeline
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor
+
+from icthp.hub import atomic
+from icthp.pictures import encode as encode_pictures
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
 
@@ -55,18 +64,47 @@ def encode(pipe: StableDiffusion3Pipeline, prompts: list[str], batch: int = 256)
 
 @torch.no_grad()
 def generate(
-    pipe: StableDiffusion3Pipeline, prompts: list[str], *, steps: int, seed: int = 0, batch: int = 64, size=None, guidance: float = 0.0
-) -> Tensor:
+    pipe: StableDiffusion3Pipeline, prompts: list[str], *, steps: int, seed: int = 0, ids=None, batch: int = 64, size=None,
+    guidance: float = 0.0
+) -> Tensor:  # fmt: skip
     """Pixels (n, 3, h, w) in [0, 1] on the CPU by the pipeline's own sampler; guidance off unless above 1. Row i has noise
-    of its own seed, seed + i, so the same prompt list gives the same pictures whatever the batch."""
+    of its own seed, seed + ids[i] (ids: the row numbers unless given), so it looks the same whatever the batch."""
+    ids = range(len(prompts)) if ids is None else ids
     length, out = 1 if pipe.text_encoder_3 is None else 256, []
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
-        noise = [torch.Generator().manual_seed(seed + start + i) for i in range(len(part))]
+        noise = [torch.Generator().manual_seed(seed + int(i)) for i in ids[start : start + batch]]
         pictures = pipe(part, num_inference_steps=steps, guidance_scale=guidance, generator=noise, output_type="pt",
                         height=size, width=size, max_sequence_length=length).images  # fmt: skip
         out.append(pictures.float().cpu())
     return torch.cat(out)
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A digest of a model's weights by two sums of each tensor: other weights, another digest."""
+    sums = [(name, p.double().sum().item(), p.double().square().sum().item()) for name, p in model.state_dict().items()]
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+
+
+def generate_shards(
+    pipe: StableDiffusion3Pipeline, prompts: list[str], ids: list[int], folder, *, shard: int = 256, **options
+) -> list[dict]:
+    """Pictures of prompts as PNG contents for an Image() column, by generate(pipe, prompts, ids=ids, **options).
+
+    Every `shard` rows become one file under `folder`, written whole or not at all; a later call with the same weights,
+    prompts, ids and options reads it instead. Under `accelerate launch` or `torchrun` each process draws every n-th shard and all return
+    the whole; shards are cut alike whatever the number of processes, and so are the pictures."""
+    process, files = PartialState(), []
+    for k, start in enumerate(range(0, len(prompts), shard)):
+        part = slice(start, start + shard)
+        recipe = json.dumps([fingerprint(pipe.transformer), prompts[part], list(map(int, ids[part])), options], sort_keys=True)
+        files.append(Path(folder) / f"{k:05d}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.parquet")
+        if k % process.num_processes == process.process_index and not files[-1].exists():
+            drawn = generate(pipe, prompts[part], ids=ids[part], **options)
+            rows = datasets.Dataset.from_dict({"image": encode_pictures(drawn)}, features=datasets.Features({"image": datasets.Image()}))
+            atomic(files[-1], rows.to_parquet)
+    process.wait_for_everyone()
+    return [row["image"] for file in files for row in pq.read_table(file).to_pylist()]
 
 
 def latents(pipe: StableDiffusion3Pipeline, pixels: Tensor) -> Tensor:

@@ -1,9 +1,6 @@
-"""Pick-High triplets I1 < I2 < I3: schema, refiners, labels, and the official release's files."""
+"""Pick-High triplets I1 < I2 < I3: schema and the official release's files."""
 
-import json
-import os
 import pickle
-import urllib.request
 from pathlib import Path
 
 import datasets
@@ -65,58 +62,6 @@ class Triplets:
 
     def prompts(self, kind: str, rows) -> list[str]:
         return [self.texts[kind][int(r)] for r in rows]
-
-
-# ---- refined prompts --------------------------------------------------------------------------------------------
-
-INSTRUCTION = (
-    "You improve prompts for an image generator. First think step by step: which objects, attributes, counts and relations does "
-    "the prompt fix? Which material, scenery, light and mood would suit them? Then write one sentence that keeps everything fixed "
-    "and adds the rest. Put only that sentence on the last line."
-)
-
-
-def refine_microworld(prompts: list[str], seed: int = 0) -> list[str]:
-    """The grammar's refiner: what a prompt leaves open (material, scenery, light ...) is drawn and said."""
-    generator = torch.Generator().manual_seed(seed)
-    return microworld.captions(microworld.parse(prompts, generator), "long")
-
-
-def refine_transformers(prompts: list[str], model: str, seed: int = 0, max_new_tokens: int = 256) -> list[str]:
-    """A chat model on this machine, through transformers' text-generation pipeline."""
-    from transformers import pipeline, set_seed
-
-    set_seed(seed)
-    chat = pipeline("text-generation", model=model)
-    answers = chat([_messages(p) for p in prompts], max_new_tokens=max_new_tokens, return_full_text=False)
-    return [_last_line(a[0]["generated_text"], p) for a, p in zip(answers, prompts)]
-
-
-def refine_endpoint(prompts: list[str], model: str, url: str, key_variable: str = "OPENAI_API_KEY", timeout: float = 60) -> list[str]:
-    """Any OpenAI-compatible endpoint (`url` ends before /chat/completions); the key is read from the environment."""
-    key = os.environ.get(key_variable)
-    if not key:
-        raise RuntimeError(f"no key for {url}: set the environment variable {key_variable}")
-    return [_last_line(_ask(url, key, model, prompt, timeout), prompt) for prompt in prompts]
-
-
-def _messages(prompt: str) -> list[dict]:
-    return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": prompt}]
-
-
-def _ask(url: str, key: str, model: str, prompt: str, timeout: float) -> str:
-    body = json.dumps({"model": model, "messages": _messages(prompt)}).encode()
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
-    request = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", body, headers)
-    with urllib.request.urlopen(request, timeout=timeout) as answer:
-        return json.load(answer)["choices"][0]["message"]["content"]
-
-
-def _last_line(answer: str, prompt: str) -> str:
-    lines = [line.strip() for line in answer.splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"the refiner answered nothing to {prompt!r}")
-    return lines[-1]
 
 
 # ---- the official release ---------------------------------------------------------------------------------------

@@ -75,6 +75,12 @@ class ClipScorer(Scorer):
         """(b, d), unit rows unless `normalize` is off."""
         return self.model.encode_image(self.preprocess(pixels), normalize=normalize)
 
+    def cut(self, prompts: list[str]) -> Tensor:
+        """(b,) bool: is a prompt longer than the text tower reads?"""
+        limit = self.model.context_length
+        whole = self.tokenizer(prompts, context_length=4 * limit)  # room for nearly all; the padding is 0 or the end token
+        return (whole[:, limit:] != whole[:, -1:]).any(1)
+
     def text_features(self, prompts: list[str]) -> Tensor:
         """(b, d) unit rows; each different prompt is encoded once."""
         unique = list(dict.fromkeys(prompts))
