@@ -77,9 +77,9 @@ class ClipScorer(Scorer):
 
     def cut(self, prompts: list[str]) -> Tensor:
         """(b,) bool: is a prompt longer than the text tower reads?"""
-        limit = self.model.context_length
-        whole = self.tokenizer(prompts, context_length=4 * limit)  # room for nearly all; the padding is 0 or the end token
-        return (whole[:, limit:] != whole[:, -1:]).any(1)
+        read, whole = (self.tokenizer(prompts, context_length=n * self.model.context_length) for n in (1, 4))
+        padding = whole[:, -1:]  # 0 or the end token; of a text that is longer still, the end token
+        return (whole != padding).sum(1) > (read != padding).sum(1)
 
     def text_features(self, prompts: list[str]) -> Tensor:
         """(b, d) unit rows; each different prompt is encoded once."""
