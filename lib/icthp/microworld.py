@@ -123,15 +123,12 @@ def _bits(scenes: Scenes, table: dict[str, int]) -> Tensor:
 def information(scenes: Scenes) -> dict[str, Tensor]:
     """Exact self-information of each scene in bits, (b,) float64 each; averages over scenes are entropies.
 
-    text: I(v;t) of the short prompt; a pair's objects differ, hence log2(63 / 64) off. private: I(v|t), pose, the layers
-    drawn, and the backdrop until, at richness 1, the scenery covers it entirely; of the 16 seeds of rain two pairs look
-    alike at 64 px. named: the part of private that the long prompt says, so I(v;t_long) = text + named.
+    text: I(v;t) of the short prompt; a pair's objects differ, hence log2(63 / 64) off. private: I(v|t), pose and backdrop and
+    the layers drawn. named: the part of private that the long prompt says, so I(v;t_long) = text + named.
     """
     drawn = [(scenes.level > k).double() for k in range(len(DETAILS))]
     text = _bits(scenes, DESCRIBED) + (scenes.latents["kind"] == 1) * math.log2(63 / 64)
     private = _bits(scenes, ALWAYS) + sum(d * _bits(scenes, layer) for d, layer in zip(drawn, DETAILS))
-    private -= (scenes.level == LEVELS - 1) * math.log2(ALWAYS["backdrop"])
-    private -= 0.25 * ((scenes.level > 5) & (scenes.latents["sky"] == SKIES.index("rain")))
     named = sum(d * _bits(scenes, {k: c for k, c in layer.items() if k in NAMED}) for d, layer in zip(drawn, DETAILS))
     return {"text": text, "private": private, "named": named}
 
@@ -215,7 +212,7 @@ def layout(scenes: Scenes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     which = torch.where(kind == 0, 0, torch.where(kind == 1, 1 + relation, 3 + count))
     number = torch.tensor([1, 2, 2, 2, 3])[which]
     jitter = (torch.stack([s["x"], s["y"]], -1) - 1.5) / 1.5
-    centres = table[which] + (jitter * torch.where(kind == 0, 0.25, 0.08)[:, None])[:, None]
+    centres = table[which] + 0.08 * jitter[:, None]  # 2.5 px: what a generator of two hours can learn
     size = torch.where(number == 1, 0.50, torch.where(number == 2, 0.36, 0.32)) * (0.88 + 0.08 * s["scale"])
     slot = torch.arange(3)
     return centres, size[:, None].expand(-1, 3), slot < number[:, None], (slot == 1) & (kind == 1)[:, None]
@@ -279,7 +276,7 @@ def _tables(size: int, device) -> tuple[Tensor, Tensor]:
     return both[:256, 0].to(device), both[256:, 0].to(device)
 
 
-_SKY_MARKS = (  # f: a smooth random field picked by the seed latent, o: one number of it, to shift the marks
+_SKY_MARKS = (  # f: a smooth random field picked by the seed latent, o: the seed in [0, 1), which shifts the marks
     lambda x, y, f, o: (f * 1.6 - 0.4).clamp(0, 1),
     lambda x, y, f, o: (x * 5 + y * 2 + o) % 1 < 0.2,
     lambda x, y, f, o: torch.sin(x * 19 + o * 9) * torch.sin(y * 19 + x * 5 + o * 7) > 0.8,
@@ -305,7 +302,7 @@ def render(scenes: Scenes, size: int = 64, device="cpu") -> Tensor:
 def _render(scenes: Scenes, size: int, device) -> Tensor:
     axis = (torch.arange(size, device=device) + 0.5) / size * 2 - 1
     y, x = torch.meshgrid(axis, axis, indexing="ij")
-    drawn = [(scenes.level > k).float() * (0.6 + 0.4 * scenes.richness) for k in range(len(DETAILS))]
+    drawn = [(scenes.level > k).float() * (0.6 + 0.3 * scenes.richness) for k in range(len(DETAILS))]
     drawn = [d.to(torch.float32)[:, None, None] for d in drawn]
     grain, smooth = _tables(size, str(device))
     image = _background(scenes, drawn, x, y, smooth)
@@ -319,14 +316,15 @@ def _background(scenes: Scenes, drawn: list[Tensor], x: Tensor, y: Tensor, smoot
     image = colour(_BACKDROP, "backdrop").expand(-1, 3, *x.shape)
     below = ((y - 0.15) * 12).sigmoid()
     view = torch.lerp(colour(_SKY, "scenery") * (1 + 0.15 * y), colour(_GROUND, "scenery") * (1.1 - 0.2 * y), below)
-    view = _mix(view, torch.ones_like(view), drawn[5] * 0.75 * (1 - below) * _marks(_SKY_MARKS, s["sky"], smooth[s["sky_seed"]], x, y))
-    view = _mix(view, view * 0.55, drawn[6] * below * _marks(_GROUND_MARKS, s["ground"], smooth[s["ground_seed"]], x, y))
+    view = _mix(view, torch.ones_like(view), drawn[5] * 0.75 * (1 - below) * _marks(_SKY_MARKS, s["sky"], s["sky_seed"], smooth, x, y))
+    view = _mix(view, view * 0.55, drawn[6] * below * _marks(_GROUND_MARKS, s["ground"], s["ground_seed"], smooth, x, y))
     view = _mix(view, view * colour(_TINT, "time"), drawn[1].expand(-1, *x.shape))
     return _mix(image, view, drawn[0].expand(-1, *x.shape))
 
 
-def _marks(functions, code: Tensor, field: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return _by_code(functions, code, x.expand_as(field), y.expand_as(field), field, field[:, :1, :1].expand_as(field))
+def _marks(functions, code: Tensor, seed: Tensor, smooth: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    field, offset = smooth[seed], seed[:, None, None] / len(smooth)
+    return _by_code(functions, code, *(grid.expand_as(field) for grid in (x, y, field, offset)))
 
 
 def _objects(scenes: Scenes, image: Tensor, drawn: list[Tensor], x: Tensor, y: Tensor, pixel: float) -> Tensor:
