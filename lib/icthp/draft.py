@@ -94,7 +94,7 @@ def generate_shards(
     Every `shard` rows become one file under `folder`, written whole or not at all; a later call with the same weights,
     prompts, ids and options reads it instead. Under `accelerate launch` or `torchrun` each process draws every n-th shard and all return
     the whole; shards are cut alike whatever the number of processes, and so are the pictures."""
-    process, files = PartialState(), []
+    process, files = PartialState(cpu=pipe.device.type == "cpu"), []
     for k, start in enumerate(range(0, len(prompts), shard)):
         part = slice(start, start + shard)
         recipe = json.dumps([fingerprint(pipe.transformer), prompts[part], list(map(int, ids[part])), options], sort_keys=True)
