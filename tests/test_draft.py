@@ -189,7 +189,8 @@ def test_two_processes_draw_what_one_does(scenes, sd3_folder, tmp_path):
         "import hashlib, json, sys, torch; from icthp import draft, hub\n"
         "torch.set_num_threads(1); folder, out, texts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])\n"
         f"rows = draft.generate_shards(hub.load_sd3(folder), texts, list(range(7)), out, shard=2, **{DRAW})\n"
-        "print('digest', hashlib.sha256(b''.join(r['bytes'] for r in rows)).hexdigest(), draft.PartialState().num_processes)\n"
+        "digest, state = hashlib.sha256(b''.join(r['bytes'] for r in rows)).hexdigest(), draft.PartialState()\n"
+        "open(f'{out}.{state.process_index}', 'w').write(f'{digest} {state.num_processes}')\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
     done = subprocess.run([*command, sd3_folder, tmp_path / "two", json.dumps(texts)], capture_output=True, text=True)
@@ -200,4 +201,4 @@ def test_two_processes_draw_what_one_does(scenes, sd3_folder, tmp_path):
     one = draft.generate_shards(hub.load_sd3(str(sd3_folder)), texts, list(range(7)), tmp_path / "one", shard=2, **DRAW)
     torch.set_num_threads(threads)
     digest = hashlib.sha256(b"".join(row["bytes"] for row in one)).hexdigest()
-    assert done.stdout.count(f"digest {digest} 2") == 2
+    assert [(tmp_path / f"two.{rank}").read_text() for rank in (0, 1)] == [f"{digest} 2"] * 2
