@@ -6,9 +6,11 @@ import sys
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
+from transformers import CLIPTextModel
 
-from icthp import draft, hub, microworld, pictures
+from icthp import draft, hub, microworld, pictures, scores
 
 STEPS = 3
 
@@ -16,7 +18,7 @@ STEPS = 3
 @pytest.fixture
 def pipe(sd3_folder):
     """A tiny pipeline with a LoRA that already does something."""
-    pipe = hub.load_sd3(str(sd3_folder))
+    pipe = hub.load_pipeline(str(sd3_folder))
     for p in draft.add_lora(pipe, rank=2):
         torch.nn.init.normal_(p, std=0.2, generator=torch.Generator().manual_seed(1))
     return pipe
@@ -116,10 +118,10 @@ def test_training_pictures_are_the_pipelines(pipe, prompt, scenes):
 
 def test_a_saved_lora_draws_the_same_pictures_in_plain_diffusers(pipe, sd3_folder, scenes, tmp_path):
     prompts = microworld.captions(scenes[:2])
-    base = draft.generate(hub.load_sd3(str(sd3_folder)), prompts, steps=STEPS)
+    base = draft.generate(hub.load_pipeline(str(sd3_folder)), prompts, steps=STEPS)
     tuned = draft.generate(pipe, prompts, steps=STEPS)
     draft.save_lora(pipe, tmp_path)
-    again = hub.load_sd3(str(sd3_folder))
+    again = hub.load_pipeline(str(sd3_folder))
     again.load_lora_weights(str(tmp_path))
     assert (tuned - base).abs().max() > 0.01
     assert torch.allclose(draft.generate(again, prompts, steps=STEPS), tuned, atol=1e-5)
@@ -150,7 +152,7 @@ def test_dynamic_shifting_is_refused(pipe, prompt):
 
 
 def test_a_bfloat16_pipeline_leaves_float32_gradients(sd3_folder, scenes):
-    pipe = hub.load_sd3(str(sd3_folder), torch.bfloat16)
+    pipe = hub.load_pipeline(str(sd3_folder), torch.bfloat16)
     parameters = draft.add_lora(pipe, rank=2)
     embeds, pooled = draft.encode(pipe, microworld.captions(scenes[:3]))
     step = draft.draft_step(pipe, embeds, pooled, reward, steps=STEPS, generator=torch.Generator().manual_seed(0))
@@ -168,18 +170,51 @@ def test_shards_are_drawn_once_and_again_for_other_weights(pipe, scenes, tmp_pat
     texts, ids, drawn = microworld.captions(scenes[:7]), [0, 1, 2, 4, 5, 8, 9], []
     generate = draft.generate
     monkeypatch.setattr(draft, "generate", lambda p, some, **k: drawn.append(len(some)) or generate(p, some, **k))
-    first = draft.generate_shards(pipe, texts, ids, tmp_path, shard=3, **DRAW)
+    first = list(draft.generate_shards(pipe, texts, ids, tmp_path, shard=3, **DRAW))
     assert drawn == [3, 3, 1] and len(first) == 7
     whole = pictures.encode(generate(pipe, texts, ids=ids, **DRAW))
     decode = lambda rows: pictures.stack([Image.open(io.BytesIO(r["bytes"])) for r in rows])
     assert (decode(first) - decode(whole)).abs().max() < 1.5 / 255  # other batches, other rounding
     next(tmp_path.glob("00001-*")).unlink()
-    assert draft.generate_shards(pipe, texts, ids, tmp_path, shard=3, **DRAW) == first and drawn[3:] == [3]
+    assert list(draft.generate_shards(pipe, texts, ids, tmp_path, shard=3, **DRAW)) == first and drawn[3:] == [3]
     draft.generate_shards(pipe, ["a cat", *texts[1:]], ids, tmp_path, shard=3, **DRAW)
     assert drawn[4:] == [3]
     with torch.no_grad():
         pipe.transformer.proj_out.bias[0] += 1
-    assert draft.generate_shards(pipe, texts, ids, tmp_path, shard=3, **DRAW) != first and drawn[5:] == [3, 3, 1]
+    assert list(draft.generate_shards(pipe, texts, ids, tmp_path, shard=3, **DRAW)) != first and drawn[5:] == [3, 3, 1]
+
+
+def test_an_edit_keeps_more_of_the_picture_the_weaker_it_is(pipe, scenes, tmp_path):
+    texts, before = microworld.captions(scenes[:4]), microworld.render(scenes[:4])
+    draw = lambda strength: draft.generate(pipe, texts, steps=4, batch=3, start=before, strength=strength)
+    distance = [(draw(strength) - before).square().mean() for strength in (0.25, 0.5, 1.0)]
+    assert distance[0] < distance[1] < distance[2]
+    start = lambda rows: before[rows]
+    edit = lambda start: list(draft.generate_shards(pipe, texts, range(4), tmp_path, shard=2, start=start, steps=4, strength=0.5))
+    first = edit(start)
+    assert len(list(tmp_path.glob("*"))) == 2 and edit(start) == first and len(list(tmp_path.glob("*"))) == 2
+    edit(lambda rows: 1 - before[rows])
+    assert len(list(tmp_path.glob("*"))) == 4  # other pictures, other files
+
+
+def test_any_diffusers_pipeline_draws(clip_folder, tokenizer, scenes, tmp_path):
+    """Stable Diffusion 1's kind: a UNet and one text tower; by the same two functions, anew and as an edit."""
+    clip = scores.load_clip(f"local-dir:{clip_folder}").model
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), norm_num_groups=4,
+                                layers_per_block=1, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+                                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=32,
+                                attention_head_dim=4)  # fmt: skip
+    tower = CLIPTextModel(hub.text_tower(clip, tokenizer).config)
+    StableDiffusionPipeline(hub.new_vae((8, 16, 16), latent_channels=4), tower, tokenizer, unet, DDIMScheduler(), None, None,
+                            requires_safety_checker=False).save_pretrained(tmp_path / "sd")  # fmt: skip
+    pipe, texts = hub.load_pipeline(tmp_path / "sd"), microworld.captions(scenes[:3])
+    drawn = list(draft.generate_shards(pipe, texts, [3, 1, 2], tmp_path / "out", shard=2, steps=2, batch=2))
+    whole = draft.generate(pipe, texts, ids=[3, 1, 2], steps=2)
+    decode = lambda rows: pictures.stack([io.BytesIO(row["bytes"]) for row in rows])
+    assert whole.shape[0] == 3 and (decode(drawn) - whole).abs().max() < 1.5 / 255
+    edited = draft.generate(pipe, texts, ids=[3, 1, 2], steps=4, start=whole, strength=0.25)
+    assert edited.shape == whole.shape and not torch.equal(edited, whole)
 
 
 def test_two_processes_draw_what_one_does(scenes, sd3_folder, tmp_path):
@@ -188,7 +223,7 @@ def test_two_processes_draw_what_one_does(scenes, sd3_folder, tmp_path):
     script.write_text(
         "import hashlib, json, sys, torch; from icthp import draft, hub\n"
         "torch.set_num_threads(1); folder, out, texts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])\n"
-        f"rows = draft.generate_shards(hub.load_sd3(folder), texts, list(range(7)), out, shard=2, **{DRAW})\n"
+        f"rows = draft.generate_shards(hub.load_pipeline(folder), texts, list(range(7)), out, shard=2, **{DRAW})\n"
         "digest, state = hashlib.sha256(b''.join(r['bytes'] for r in rows)).hexdigest(), draft.PartialState()\n"
         "open(f'{out}.{state.process_index}', 'w').write(f'{digest} {state.num_processes}')\n"
     )
@@ -198,7 +233,7 @@ def test_two_processes_draw_what_one_does(scenes, sd3_folder, tmp_path):
     assert len(list((tmp_path / "two").glob("*.parquet"))) == 4
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    one = draft.generate_shards(hub.load_sd3(str(sd3_folder)), texts, list(range(7)), tmp_path / "one", shard=2, **DRAW)
+    one = draft.generate_shards(hub.load_pipeline(str(sd3_folder)), texts, list(range(7)), tmp_path / "one", shard=2, **DRAW)
     torch.set_num_threads(threads)
     digest = hashlib.sha256(b"".join(row["bytes"] for row in one)).hexdigest()
     assert [(tmp_path / f"two.{rank}").read_text() for rank in (0, 1)] == [f"{digest} 2"] * 2

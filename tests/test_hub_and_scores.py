@@ -165,7 +165,7 @@ def test_folded_t5_draws_the_same_picture(sd3_folder, prompts):
     options = dict(num_inference_steps=4, guidance_scale=0, output_type="pt")
     one, two = (torch.Generator().manual_seed(0) for _ in range(2))
     expected = plain(prompts, generator=one, **options).images
-    folded = hub.load_sd3(str(sd3_folder))(prompts, generator=two, max_sequence_length=1, **options).images
+    folded = hub.load_pipeline(str(sd3_folder))(prompts, generator=two, max_sequence_length=1, **options).images
     assert torch.allclose(expected, folded, atol=1e-4)
 
 
@@ -183,7 +183,7 @@ def test_a_prompt_is_cut_beyond_the_last_token(clip):
 
 
 def test_a_new_transformer_tells_patches_and_words_apart(sd3_folder, prompts):
-    pipe = hub.load_sd3(str(sd3_folder))
+    pipe = hub.load_pipeline(str(sd3_folder))
     side = pipe.transformer.config.pos_embed_max_size
     code = pipe.transformer.pos_embed.pos_embed[0]
     distance = torch.cdist(code, code) + torch.eye(side**2) * 9
@@ -196,11 +196,11 @@ def test_a_new_transformer_tells_patches_and_words_apart(sd3_folder, prompts):
 
 def test_a_folder_that_is_no_pipeline(tmp_path):
     with pytest.raises(FileNotFoundError, match="model_index.json"):
-        hub.load_sd3(str(tmp_path))
+        hub.load_pipeline(str(tmp_path))
 
 
 def test_generate_does_not_depend_on_the_batch(sd3_folder, prompts):
-    pipe = hub.load_sd3(str(sd3_folder))
+    pipe = hub.load_pipeline(str(sd3_folder))
     assert torch.allclose(draft.generate(pipe, prompts, steps=2, batch=2), draft.generate(pipe, prompts, steps=2, batch=5), atol=1e-4)
 
 

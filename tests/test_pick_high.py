@@ -1,6 +1,11 @@
 import io
-import os
-import pickle
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tracemalloc
+import zlib
 
 import datasets
 import numpy as np
@@ -9,42 +14,170 @@ import pytest
 import torch
 from PIL import Image
 
-from icthp import microworld, pick_high, pictures
+from icthp import losses, microworld, pick_high, pictures, scores
+
+THETA = 0.6
 
 
 @pytest.fixture(scope="module")
-def table(scenes, tmp_path_factory):
-    """A small table of triplets in the project's own schema, I3 of another size and format than I1 and I2."""
-    pairs = pick_high.legacy_pairs(scenes[:6], torch.Generator().manual_seed(0))
-    raw = pairs.cast_column("image_1", datasets.Image(decode=False)).cast_column("image_2", datasets.Image(decode=False))
-    better = pictures.encode(microworld.render(scenes[:6].at(1), size=96))
-    columns = {name: raw[name][:] for name in raw.column_names} | {
-        "refined_prompt": microworld.captions(scenes[:6].at(1), "long"), "image_3": better,
-        "clip_1": [0.1] * 6, "clip_2": [0.2] * 6, "text_sim": [0.5] * 6}  # fmt: skip
-    path = tmp_path_factory.mktemp("triplets") / "test.parquet"
-    datasets.Dataset.from_dict(columns, features=pick_high.TRIPLETS).to_parquet(path)
-    return path
+def pairs(scenes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    pick_high.legacy_pairs(scenes[:6], torch.Generator().manual_seed(0)).to_parquet(folder / "test.parquet")
+    return folder
 
 
-def test_triplets_decode_in_batches(table, scenes):
-    triplets = pick_high.Triplets(table, 64)
+def build(pairs, scenes, clip_folder, **options):
+    """Rows of triplets of six pairs, I3 of another size and format than I1 and I2."""
+    better, constants = pictures.encode(microworld.render(scenes[:6].at(1), size=96)), {"seed": 3, "split": "test", "source_3": "renderer"}
+    table, refined = pick_high.read_pairs(pairs, "test"), microworld.captions(scenes[:6].at(1), "long")
+    scorer = scores.load("clip", f"local-dir:{clip_folder}")
+    return list(pick_high.triplets(table, refined, iter(better), scorer, theta=THETA, constants=constants, **options))
+
+
+@pytest.fixture(scope="module")
+def rows(pairs, scenes, clip_folder):
+    return build(pairs, scenes, clip_folder, batch=4)
+
+
+@pytest.fixture(scope="module")
+def folder(rows, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("triplets")
+    assert pick_high.write(rows, folder, "test", shard=4) == 6
+    return folder
+
+
+def test_triplets_decode_in_batches(folder, scenes):
+    triplets = pick_high.Triplets(folder, "test", 64)
     assert len(triplets) == 6 and triplets.pixels([0, 5]).shape == (3, 2, 3, 64, 64)
     assert torch.equal(triplets.pixels([5, 0])[:, 1], triplets.pixels([0])[:, 0])
     assert triplets.prompts("easy", [3]) == microworld.captions(scenes[3:4])
-    assert triplets.numbers["clip_2"].tolist() == pytest.approx([0.2] * 6)
+    assert triplets.column("prompt_id").tolist() == list(range(6))
 
 
-def test_rows_of_one_prompt_are_one_group(table, tmp_path):
-    rows = datasets.Dataset.from_parquet(str(table)).select([0, 1, 0])
-    rows.to_parquet(tmp_path / "t.parquet")
-    groups = pick_high.Triplets(tmp_path / "t.parquet", 64).groups.tolist()
+def test_labels_are_the_formulas_of_the_stored_cosines(folder, clip_folder):
+    triplets = pick_high.Triplets(folder, "test", 64)
+    cosines = [triplets.column(name) for name in ("clip_1", "clip_2", "text_sim")]
+    for found, expected in zip(triplets.labels(), losses.ict_labels(*cosines, THETA)):
+        torch.testing.assert_close(found, expected)
+    scorer = scores.load("clip", f"local-dir:{clip_folder}")
+    with torch.no_grad():
+        again = scorer.score(triplets.pixels(range(6))[1], triplets.texts["easy"])
+    torch.testing.assert_close(cosines[1], again, rtol=1e-3, atol=1e-4)
+
+
+def test_released_labels_put_r1_where_e2_belongs(folder):
+    triplets = pick_high.Triplets(folder, "test", 64)
+    (easy, refined), (paper, same) = triplets.labels("released"), triplets.labels()
+    assert torch.equal(easy[:, 1], refined[:, 0]) and torch.equal(easy[:, [0, 2]], paper[:, [0, 2]]) and torch.equal(refined, same)
+    with pytest.raises(ValueError, match='variant must be "paper"'):
+        triplets.labels("other")
+
+
+def test_unit_labels_make_i3_earn_its_1(pairs, scenes, clip_folder, tmp_path):
+    share = iter([[0.5, 1.0, 0.0, 1, 1, 1], [0.25, 1.0, 1.0, 1, 1, 1], [0.75, 0.5, 1.0, 1, 1, 1]])
+    units = lambda prompts, pixels: torch.tensor(next(share), dtype=torch.float32)
+    pick_high.write(build(pairs, scenes, clip_folder, units=units, near_miss=["near"] * 6), tmp_path, "test")
+    triplets = pick_high.Triplets(tmp_path, "test", 64)
+    easy, refined = triplets.labels("units")
+    assert easy[:2].tolist() == [[0.5, 0.25, 0.75], [1.0, 1.0, 0.5]]
+    torch.testing.assert_close(refined[0, :2], easy[0, :2] * triplets.column("text_sim")[0])
+    assert refined[:, 2].tolist() == easy[:, 2].tolist() and triplets.prompts("near", [0]) == ["near"]
+
+
+def test_what_a_table_does_not_know_is_null(folder):
+    triplets = pick_high.Triplets(folder, "test", 64)
+    assert triplets.texts["near"] == [None] * 6
+    with pytest.raises(ValueError, match="have no units_1"):
+        triplets.labels("units")
+
+
+def test_the_dataset_loads_as_the_hub_loads_it(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "dataset")
+    facts = dict(scale="test", generator="the renderer", voter="nobody", theta=THETA, formats="mixed")
+    pick_high.write_card(tmp_path / "dataset", {"test": 6}, **facts)
+    loaded = datasets.load_dataset(str(tmp_path / "dataset"), cache_dir=str(tmp_path / "cache"))
+    assert list(loaded) == ["test"] and loaded["test"].features == pick_high.TRIPLETS and loaded["test"].num_rows == 6
+    assert loaded["test"][5]["image_3"].size == (96, 96)
+    card = (tmp_path / "dataset/README.md").read_text()
+    assert "| test | 6 |" in card and "by\nconstruction" in card and f"theta = {THETA}" in card
+
+
+def test_a_shorter_table_leaves_no_old_shard(rows, tmp_path):
+    pick_high.write(rows, tmp_path, "test", shard=2)
+    pick_high.write(rows[:3], tmp_path, "train", shard=2)
+    pick_high.write(rows[:3], tmp_path, "test", shard=2)
+    assert sorted(p.name for p in tmp_path.glob("*")) == [f"{s}-0000{i}.parquet" for s in ("test", "train") for i in (0, 1)]
+    assert len(pick_high.Triplets(tmp_path, "test", 64)) == 3
+
+
+@pytest.mark.parametrize("change, reason", [
+    ({"E1": 0.9, "E2": 0.5}, "E1 is above E2"), ({"E2": 1.2}, "E2 is above 1"), ({"R2": 0.99, "E2": 0.5, "E1": 0.1}, "R is larger than E"),
+    ({"E1": 0.4, "E2": 0.8, "R1": 0.1, "R2": 0.6}, "R1 / E1 is not R2 / E2"), ({"R1": float("nan")}, "a label is no number"),
+    ({"E1": None}, "E1 missing"), ({"refined_prompt": None, "seed": None}, "seed, refined_prompt missing"),
+    ({"prompt_id": 1}, "its prompt_id is there twice")])  # fmt: skip
+def test_a_row_that_breaks_an_invariant_is_not_written(rows, tmp_path, change, reason):
+    spoilt = [*rows[:4], rows[4] | change]
+    with pytest.raises(ValueError, match=f"test, prompt_id {(rows[4] | change)['prompt_id']}: .*{reason}"):
+        pick_high.write(spoilt, tmp_path, "test")
+
+
+def test_writing_streams(rows, tmp_path):
+    """Ten times the rows take no more memory: a shard at a time is held."""
+
+    def peak(n):
+        tracemalloc.start()
+        table = (rows[0] | {"prompt_id": i, "image_3": {"bytes": bytes(20_000 + i), "path": None}} for i in range(n))
+        pick_high.write(table, tmp_path, "train", shard=64)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    few, many = peak(128), peak(1280)
+    assert many < 1.3 * few
+
+
+def test_rows_of_one_prompt_are_one_group(rows, tmp_path):
+    pick_high.write([rows[0], rows[1], rows[0] | {"prompt_id": 9}], tmp_path, "t")
+    groups = pick_high.Triplets(tmp_path, "t", 64).groups.tolist()
     assert groups[0] == groups[2] != groups[1]
 
 
-def test_a_table_without_a_column_says_which(table, tmp_path):
-    datasets.Dataset.from_parquet(str(table)).remove_columns("text_sim").to_parquet(tmp_path / "t.parquet")
+def test_a_table_without_a_column_or_a_file_says_which(folder, tmp_path):
+    datasets.Dataset.from_parquet(str(folder / "test-00000.parquet")).remove_columns("text_sim").to_parquet(tmp_path / "t.parquet")
     with pytest.raises(ValueError, match="no column text_sim"):
-        pick_high.Triplets(tmp_path / "t.parquet", 64)
+        pick_high.Triplets(tmp_path, "t", 64)
+    with pytest.raises(FileNotFoundError, match="dvc repro pick_high"):
+        pick_high.Triplets(tmp_path, "train", 64)
+
+
+KILLED = """
+import os, sys
+import torch
+from icthp import draft, hub, microworld, pick_high, pictures, scores
+
+pairs, sd3, clip, out, deaths = *sys.argv[1:5], int(sys.argv[5])
+torch.set_num_threads(1)
+replace, alive = os.replace, iter(range(deaths))
+os.replace = lambda *names: replace(*names) if next(alive, None) is not None else os.kill(os.getpid(), 9)
+table = pick_high.read_pairs(pairs, "test")
+refined = microworld.captions(microworld.parse(list(table["easy_prompt"]), torch.Generator()), "long")
+drawn = draft.generate_shards(hub.load_pipeline(sd3), refined, list(table["prompt_id"]), out + "/i3", shard=2, steps=1)
+constants = {"seed": 0, "split": "test", "source_3": sd3}
+rows = pick_high.triplets(table, refined, drawn, scores.load("clip", f"local-dir:{clip}"), theta=0.6, constants=constants)
+pick_high.write(rows, out + "/dataset", "test", shard=2)
+"""
+
+
+def test_kill_9_and_again_gives_the_same_bytes(pairs, sd3_folder, clip_folder, tmp_path):
+    """Six rows, shards of two: a process dies at its second file of pictures, another at the table's second file."""
+    run = lambda out, n: subprocess.run([sys.executable, "-c", KILLED, pairs, sd3_folder, clip_folder, tmp_path / out, str(n)]).returncode
+    files = lambda out: {p.relative_to(tmp_path / out): p.read_bytes() for p in (tmp_path / out).rglob("*.parquet") if p.name[0] != "."}
+    assert run("whole", 99) == 0 and len(files("whole")) == 6
+    for place, deaths in (("drawing", 1), ("writing", 4)):
+        assert run(place, deaths) == -signal.SIGKILL
+        left = files(place)
+        assert len(left) == deaths and left.items() <= files("whole").items()
+        assert run(place, 99) == 0 and files(place) == files("whole")
 
 
 def test_encode_is_lossless_in_png(scenes):
@@ -53,8 +186,8 @@ def test_encode_is_lossless_in_png(scenes):
     assert (again - pixels).abs().max() <= 0.5 / 255 + 1e-6
 
 
-def test_pairs_are_jpeg_and_hold_two_pictures(table):
-    row = datasets.Dataset.from_parquet(str(table))[0]
+def test_pairs_are_jpeg_and_hold_two_pictures(folder):
+    row = datasets.Dataset.from_parquet(str(folder / "test-00000.parquet"))[0]
     assert row["image_1"].format == row["image_2"].format == "JPEG" and row["image_3"].format == "PNG"
 
 
@@ -62,50 +195,50 @@ def test_pairs_are_jpeg_and_hold_two_pictures(table):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def album(tmp_path):
     for name in ("b.png", "a.jpg"):
         Image.new("RGB", (9, 7), "red").save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no picture")
     return tmp_path
 
 
-def test_a_folder_is_a_table(folder):
-    table = pictures.read_table(folder)
+def test_a_folder_is_a_table(album):
+    table = pictures.read_table(album)
     assert [p.rsplit("/", 1)[1] for p in table.image] == ["a.jpg", "b.png"] and table.prompt.isna().all()
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
-def test_tables_of_three_formats(folder, suffix):
-    frame, path = pd.DataFrame({"image": ["a.jpg"], "prompt": ["a, b"]}), folder / f"t.{suffix}"
+def test_tables_of_three_formats(album, suffix):
+    frame, path = pd.DataFrame({"image": ["a.jpg"], "prompt": ["a, b"]}), album / f"t.{suffix}"
     {"csv": lambda: frame.to_csv(path, index=False), "jsonl": lambda: frame.to_json(path, orient="records", lines=True),
      "parquet": lambda: frame.to_parquet(path)}[suffix]()  # fmt: skip
     table = pictures.read_table(path)
-    assert table.image[0] == str(folder / "a.jpg") and table.prompt[0] == "a, b"
+    assert table.image[0] == str(album / "a.jpg") and table.prompt[0] == "a, b"
 
 
-def test_bad_tables_are_named(folder):
-    pd.DataFrame({"file": ["a.jpg"]}).to_csv(folder / "t.csv")
+def test_bad_tables_are_named(album):
+    pd.DataFrame({"file": ["a.jpg"]}).to_csv(album / "t.csv")
     with pytest.raises(ValueError, match="no column `image`"):
-        pictures.read_table(folder / "t.csv")
+        pictures.read_table(album / "t.csv")
     with pytest.raises(ValueError, match="neither a folder nor a table"):
-        pictures.read_table(folder / "notes.txt")
+        pictures.read_table(album / "notes.txt")
     with pytest.raises(FileNotFoundError, match="give a folder"):
-        pictures.read_table(folder / "nowhere")
+        pictures.read_table(album / "nowhere")
 
 
 @pytest.mark.parametrize("spoil", ["cut", "chunk", "empty"])
-def test_a_broken_picture_is_named(folder, spoil):
-    good = (folder / "b.png").read_bytes()
+def test_a_broken_picture_is_named(album, spoil):
+    good = (album / "b.png").read_bytes()
     bad = {"cut": good[:40], "chunk": good.replace(b"IDAT", b"ID\x01T"), "empty": b""}[spoil]
-    (folder / "broken.png").write_bytes(bad)
+    (album / "broken.png").write_bytes(bad)
     with pytest.raises(ValueError, match="broken.png cannot be read"):
-        pictures.to_pixels(folder / "broken.png")
+        pictures.to_pixels(album / "broken.png")
 
 
-def test_a_huge_picture_is_named(folder, monkeypatch):
+def test_a_huge_picture_is_named(album, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
     with pytest.raises(ValueError, match="b.png cannot be read"):
-        pictures.to_pixels(folder / "b.png")
+        pictures.to_pixels(album / "b.png")
 
 
 def test_sixteen_bits_keep_their_range(tmp_path):
@@ -114,10 +247,10 @@ def test_sixteen_bits_keep_their_range(tmp_path):
     assert torch.allclose(pictures.to_pixels(tmp_path / "deep.png")[1], torch.linspace(0, 1, 64).reshape(8, 8), atol=1 / 255)
 
 
-def test_an_empty_cell_is_named(folder):
-    (folder / "t.csv").write_text("image,prompt\na.jpg,x\n,y\n")
+def test_an_empty_cell_is_named(album):
+    (album / "t.csv").write_text("image,prompt\na.jpg,x\n,y\n")
     with pytest.raises(ValueError, match="`image` names no file in row 1"):
-        pictures.read_table(folder / "t.csv")
+        pictures.read_table(album / "t.csv")
 
 
 def test_odd_modes_become_rgb(tmp_path):
@@ -125,69 +258,48 @@ def test_odd_modes_become_rgb(tmp_path):
         assert pictures.to_pixels(Image.new(mode, (5, 4))).shape == (3, 4, 5)
 
 
-# ---- the official release --------------------------------------------------------------------------------------------
+# ---- pairs -----------------------------------------------------------------------------------------------------------
 
 
-def release(folder, **columns):
-    frame = pd.DataFrame({
-        "easy_prompt": ["a cat"], "refine_prompt": ["a cat at dusk"], "easy_image_0": ["0.jpg"], "easy_image_1": ["1.jpg"],
-        "refine_image": ["2.png"], "E1": [0.3], "E2": [0.5], "R1": [0.2], "R2": [0.4]} | columns)  # fmt: skip
-    frame.to_pickle(folder / "test.pkl")
-    return frame
+def test_pairs_may_lack_what_can_be_filled(tmp_path, pairs):
+    rows = datasets.Dataset.from_parquet(str(pairs / "test.parquet"))
+    rows.remove_columns(["prompt_id", "agreed", "source_1", "source_2"]).add_column("extra", range(6)).to_parquet(
+        tmp_path / "old-00000.parquet"
+    )
+    found = pick_high.read_pairs(tmp_path, "old", 4)
+    assert found.features == pick_high.PAIRS and found["prompt_id"][:] == [0, 1, 2, 3]
+    assert found["agreed"][:] == [None] * 4 and found["source_2"][0] == str(tmp_path)
+    rows.remove_columns("image_2").to_parquet(tmp_path / "less.parquet")
+    with pytest.raises(ValueError, match="less.parquet has no column image_2"):
+        pick_high.read_pairs(tmp_path, "less")
+    with pytest.raises(FileNotFoundError, match="dvc pull"):
+        pick_high.read_pairs(tmp_path, "train")
 
 
-def test_the_release_is_read_with_e2_where_e2_belongs(tmp_path):
-    release(tmp_path)
-    row = pick_high.read_official(tmp_path, "test")[0]
-    assert (row["E2"], row["R1"]) == (0.5, 0.2)
-    assert row["image_3"] == tmp_path / "pick_refine_img/test/2.png" and row["image_1"] == tmp_path / "pick_easy_img/test/0.jpg"
+def test_duplicate_prompt_ids_are_named(tmp_path, pairs):
+    rows = datasets.Dataset.from_parquet(str(pairs / "test.parquet")).remove_columns("prompt_id")
+    rows.add_column("prompt_id", [0, 1, 2, 1, 4, 5]).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="train.parquet: prompt_id 1 is there twice"):
+        pick_high.read_pairs(tmp_path, "train")
 
 
-def test_frames_of_many_kinds_pass_the_restricted_reader(tmp_path):
-    frame = pd.DataFrame({"s": ["é", None], "f": np.float32([1, 2]), "i": [1, 2], "b": [True, False], "o": [[1, "x"], {"k": 2}],
-                          "c": pd.Categorical(["a", "b"]), "t": pd.to_datetime(["2025-01-01", "2025-01-02"]),
-                          "n": pd.array([1, None])}, index=[5, 9])  # fmt: skip
-    for protocol in range(2, 6):
-        frame.to_pickle(tmp_path / "t.pkl", protocol=protocol)
-        with open(tmp_path / "t.pkl", "rb") as file:
-            pd.testing.assert_frame_equal(pick_high.FrameUnpickler(file).load(), frame)
+def test_unreadable_pictures_are_found(tmp_path, pairs):
+    rows = pick_high.as_files(datasets.Dataset.from_parquet(str(pairs / "test.parquet"))).to_list()
+    rows[1]["image_2"]["bytes"] = rows[1]["image_2"]["bytes"][:-300]
+    rows[4]["image_1"]["bytes"] = bomb(30_000)
+    spoilt = datasets.Dataset.from_list(rows, features=pick_high.PAIRS)
+    why = pick_high.unreadable(spoilt)
+    assert [bool(w) for w in why] == [False, True, False, False, True, False]
+    assert why[1].startswith("image_2 cannot be read: image file is truncated") and "decompression bomb" in why[4]
 
 
-class Hostile:
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
-@pytest.mark.parametrize("call", [(os.system, "true"), (eval, "1"), (getattr, "x", "upper"), (pd.read_pickle, "x"), (np.load, "x"),
-                                  (pd.eval, "1"), (__import__, "os"), (np.memmap, "x"), (pd.HDFStore, "x")])  # fmt: skip
-def test_a_hostile_pickle_is_refused(tmp_path, call):
-    (tmp_path / "test.pkl").write_bytes(pickle.dumps(Hostile(*call)))
-    with pytest.raises(pickle.UnpicklingError, match=rf"{call[0].__name__}.*hostile"):
-        pick_high.read_official(tmp_path, "test")
-
-
-def test_a_missing_release_or_column_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"train\.pkl is missing"):
-        pick_high.read_official(tmp_path, "train")
-    release(tmp_path).drop(columns="E2").to_pickle(tmp_path / "test.pkl")
-    with pytest.raises(ValueError, match="no column E2"):
-        pick_high.read_official(tmp_path, "test")
-
-
-def test_picture_names_stay_inside_the_release(tmp_path):
-    release(tmp_path, refine_image=["../../../etc/passwd"])
-    with pytest.raises(ValueError, match="outside"):
-        pick_high.read_official(tmp_path, "test")
-
-
-def test_pairs_without_a_column_are_named(tmp_path, scenes):
-    rows = pick_high.legacy_pairs(scenes[:3], torch.Generator().manual_seed(0))
-    rows.add_column("extra", [1, 2, 3]).to_parquet(tmp_path / "all.parquet")
-    assert pick_high.read_pairs(tmp_path / "all.parquet", 2).num_rows == 2
-    assert pick_high.read_pairs(tmp_path / "all.parquet").column_names == list(pick_high.PAIRS)
-    rows.remove_columns("agreed").to_parquet(tmp_path / "old.parquet")
-    with pytest.raises(ValueError, match="old.parquet has no column agreed"):
-        pick_high.read_pairs(tmp_path / "old.parquet")
+def bomb(side: int) -> bytes:
+    """A PNG of side x side black pixels, a hundred kilobytes long."""
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    rows = zlib.compress(bytes(side // 8 + 1) * side)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
+        + chunk(b"IDAT", rows)
+        + chunk(b"IEND", b"")
+    )

@@ -202,3 +202,22 @@ def test_why_a_prompt_is_rejected(easy, refined, reason):
 def test_one_answer_for_two_prompts_is_a_duplicate():
     easy, refined = ["a cat", "cats", "a cat"], ["a cat sat", "a cat sat", "a cat sat"]
     assert refine.problems(easy, refined, FITS) == ["", "duplicate", ""]
+
+
+# ---- near misses ----------------------------------------------------------------------------------------------------
+
+
+def test_a_near_miss_changes_one_unit_and_stays_a_sentence(scenes):
+    prompts = microworld.captions(scenes)
+    missed = [refine.near_miss(p, 0, refine.MICROWORLD) for p in prompts]
+    microworld.parse(missed, torch.Generator())
+    changed = [sum(a != b for a, b in zip(p.replace("left of", "left-of").split(), m.replace("left of", "left-of").split()))
+               for p, m in zip(prompts, missed)]  # fmt: skip
+    assert set(changed) == {1} and missed == [refine.near_miss(p, 0, refine.MICROWORLD) for p in prompts]
+    assert missed != [refine.near_miss(p, 1, refine.MICROWORLD) for p in prompts]
+
+
+def test_near_misses_of_natural_prompts():
+    seen = {refine.near_miss("Two red cats left of a dog", seed) for seed in range(200)}
+    assert {"three red cats left of a dog", "Two blue cats left of a dog", "Two red cats above a dog"} <= seen
+    assert "Two red cats left of a dog" not in seen and refine.near_miss("a colourful cat, bored", 0) == ""

@@ -7,7 +7,7 @@ to the latents is all that the transformer's backward pass needs.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import datasets
 import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
-from diffusers import StableDiffusion3Pipeline
+from diffusers import AutoPipelineForImage2Image, DiffusionPipeline, StableDiffusion3Pipeline
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -64,19 +64,25 @@ def encode(pipe: StableDiffusion3Pipeline, prompts: list[str], batch: int = 256)
 
 @torch.no_grad()
 def generate(
-    pipe: StableDiffusion3Pipeline, prompts: list[str], *, steps: int, seed: int = 0, ids=None, batch: int = 64, size=None,
-    guidance: float = 0.0
+    pipe: DiffusionPipeline, prompts: list[str], *, steps: int, seed: int = 0, ids=None, batch: int = 64, size=None,
+    guidance: float = 0.0, start: Tensor | None = None, strength: float = 1.0
 ) -> Tensor:  # fmt: skip
     """Pixels (n, 3, h, w) in [0, 1] on the CPU by the pipeline's own sampler; guidance off unless above 1. Row i has noise
-    of its own seed, seed + ids[i] (ids: the row numbers unless given), so it looks the same whatever the batch."""
+    of its own seed, seed + ids[i] (ids: the row numbers unless given), so it looks the same whatever the batch. start
+    (n, 3, h, w) in [0, 1]: edit these pictures instead, by diffusers' image-to-image form of the pipeline (SDEdit, arXiv
+    2108.01073), which noises them to `strength` and takes the last steps * strength steps."""
     ids = range(len(prompts)) if ids is None else ids
-    length, out = 1 if pipe.text_encoder_3 is None else 256, []
-    for start in range(0, len(prompts), batch):
-        part = prompts[start : start + batch]
-        noise = [torch.Generator().manual_seed(seed + int(i)) for i in ids[start : start + batch]]
-        pictures = pipe(part, num_inference_steps=steps, guidance_scale=guidance, generator=noise, output_type="pt",
-                        height=size, width=size, max_sequence_length=length).images  # fmt: skip
-        out.append(pictures.float().cpu())
+    options = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pt"}
+    if isinstance(pipe, StableDiffusion3Pipeline):
+        options["max_sequence_length"] = 1 if pipe.text_encoder_3 is None else 256
+    draw = pipe if start is None else AutoPipelineForImage2Image.from_pipe(pipe)
+    draw.set_progress_bar_config(disable=True)
+    out = []
+    for i in range(0, len(prompts), batch):
+        part = slice(i, i + batch)
+        what = {"height": size, "width": size} if start is None else {"image": start[part], "strength": strength}
+        noise = [torch.Generator().manual_seed(seed + int(k)) for k in ids[part]]
+        out.append(draw(prompts[part], generator=noise, **options, **what).images.float().cpu())
     return torch.cat(out)
 
 
@@ -87,24 +93,29 @@ def fingerprint(model: torch.nn.Module) -> str:
 
 
 def generate_shards(
-    pipe: StableDiffusion3Pipeline, prompts: list[str], ids: list[int], folder, *, shard: int = 256, **options
-) -> list[dict]:
-    """Pictures of prompts as PNG contents for an Image() column, by generate(pipe, prompts, ids=ids, **options).
+    pipe: DiffusionPipeline, prompts: list[str], ids: list[int], folder, *, shard: int = 256,
+    start: Callable[[slice], Tensor] | None = None, **options
+) -> Iterator[dict]:  # fmt: skip
+    """Pictures of prompts as PNG contents for an Image() column, by generate(pipe, prompts, ids=ids, **options), read one by
+    one from the files that hold them; start(rows) -> the pictures to edit, if any.
 
     Every `shard` rows become one file under `folder`, written whole or not at all; a later call with the same weights,
-    prompts, ids and options reads it instead. Under `accelerate launch` or `torchrun` each process draws every n-th shard and all return
-    the whole; shards are cut alike whatever the number of processes, and so are the pictures."""
+    prompts, ids, pictures and options reads it instead. Under `accelerate launch` or `torchrun` each process draws every
+    n-th shard and all return the whole; shards are cut alike whatever the number of processes, and so are the pictures."""
     process, files = PartialState(cpu=pipe.device.type == "cpu"), []
-    for k, start in enumerate(range(0, len(prompts), shard)):
-        part = slice(start, start + shard)
-        recipe = json.dumps([fingerprint(pipe.transformer), prompts[part], list(map(int, ids[part])), options], sort_keys=True)
-        files.append(Path(folder) / f"{k:05d}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.parquet")
+    weights = fingerprint(getattr(pipe, "transformer", None) or pipe.unet)
+    for k, first in enumerate(range(0, len(prompts), shard)):
+        part = slice(first, first + shard)
+        pictures = start(part) if start else None
+        digest = pictures.numpy().tobytes() if start else b""
+        recipe = json.dumps([weights, prompts[part], list(map(int, ids[part])), options], sort_keys=True).encode()
+        files.append(Path(folder) / f"{k:05d}-{hashlib.sha256(recipe + digest).hexdigest()[:16]}.parquet")
         if k % process.num_processes == process.process_index and not files[-1].exists():
-            drawn = generate(pipe, prompts[part], ids=ids[part], **options)
+            drawn = generate(pipe, prompts[part], ids=ids[part], start=pictures, **options)
             rows = datasets.Dataset.from_dict({"image": encode_pictures(drawn)}, features=datasets.Features({"image": datasets.Image()}))
             atomic(files[-1], rows.to_parquet)
     process.wait_for_everyone()
-    return [row["image"] for file in files for row in pq.read_table(file).to_pylist()]
+    return (row["image"] for file in files for rows in pq.ParquetFile(file).iter_batches(64) for row in rows.to_pylist())
 
 
 def latents(pipe: StableDiffusion3Pipeline, pixels: Tensor) -> Tensor:

@@ -149,28 +149,37 @@ def described(scene: microworld.Scenes, task: str | None = None) -> dict:
     return {"tag": asked, "include": include, "prompt": microworld.captions(scene)[0]}
 
 
-def geneval_correct(found: list[Detection], metadata: dict) -> bool:
-    """GenEval's rule: every included class is there (exactly `count` times for the counting task, at least so often
-    otherwise), in its colour, at its place relative to the class it refers to. Where GenEval's dead zone is a tenth of
-    the two boxes' sides, ours is fixed (`relations`): the detector gives centres."""
-    matched = []
+def units_found(found: list[Detection], metadata: dict) -> list[bool]:
+    """One truth for each unit of GenEval's metadata: every included class is there (exactly `count` times for the counting
+    task, at least so often otherwise), in its colour, at its place relative to the class it refers to. Where GenEval's
+    dead zone is a tenth of the two boxes' sides, ours is fixed (`relations`): the detector gives centres."""
+    matched, right = [], []
     for want in metadata["include"]:
-        objects = [d for d in found if d.label == want["class"]]
-        if len(objects) < want["count"] or (metadata["tag"] == "counting" and len(objects) != want["count"]):
-            return False
-        if "color" in want and sum(d.colour == want["color"] for d in objects) < want["count"]:
-            return False
+        objects, count = [d for d in found if d.label == want["class"]], want["count"]
+        right.append(len(objects) == count if metadata["tag"] == "counting" else len(objects) >= count)
+        if "color" in want:
+            right.append(sum(d.colour == want["color"] for d in objects) >= count)
         if "position" in want:
             relation, other = want["position"]
-            if not any(relation in relations(o, t) for o in objects for t in matched[other] if o is not t):
-                return False
+            right.append(any(relation in relations(o, t) for o in objects for t in matched[other] if o is not t))
         matched.append(objects)
-    return True
+    return right
+
+
+def geneval_correct(found: list[Detection], metadata: dict) -> bool:
+    """GenEval's rule: all units of the metadata are found."""
+    return all(units_found(found, metadata))
 
 
 def described_right(detector, pixels: Tensor, scenes: microworld.Scenes) -> list[bool]:
     """For each picture (b, 3, h, w): does the detector find all that the short prompt of its scene says?"""
-    return [geneval_correct(found, described(scenes[i : i + 1])) for i, found in enumerate(detector.detect(pixels))]
+    return [share == 1 for share in units_contained(detector, pixels, scenes)]
+
+
+def units_contained(detector, pixels: Tensor, scenes: microworld.Scenes) -> Tensor:
+    """(b,) the share of the short prompt's units (objects, counts, colours, relation) that the detector finds."""
+    rows = enumerate(detector.detect(pixels))
+    return torch.tensor([np.mean(units_found(found, described(scenes[i : i + 1]))) for i, found in rows], dtype=torch.float32)
 
 
 def relations(a: Detection, b: Detection, deadzone: float = 0.1) -> set[str]:

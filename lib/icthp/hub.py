@@ -9,7 +9,7 @@ from pathlib import Path
 import open_clip
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from open_clip.push_to_hf_hub import save_for_hf
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
@@ -169,17 +169,17 @@ def save_sd3(pipe: StableDiffusion3Pipeline, folder) -> None:
         config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2))
 
 
-def load_sd3(source: str, dtype=torch.float32, device="cpu", **kwargs) -> StableDiffusion3Pipeline:
-    """A pipeline from a folder or the Hub. A folder without the T5 encoder gets `fold_empty_t5`, so it is to be called
-    with max_sequence_length=1; its pictures are those of an ordinary call."""
+def load_pipeline(source: str, dtype=torch.float32, device="cpu", **kwargs) -> DiffusionPipeline:
+    """Any diffusers pipeline from a folder or the Hub. Stable Diffusion 3 without its T5 encoder gets `fold_empty_t5`, so it
+    is to be called with max_sequence_length=1; its pictures are those of an ordinary call."""
     index = Path(source) / "model_index.json"
     if Path(source).is_dir() and not index.exists():
         raise FileNotFoundError(f"{source} has no model_index.json: not a diffusers pipeline folder")
-    if index.exists() and json.loads(index.read_text()).get("text_encoder_3", [None])[0] is None:
+    if index.exists() and json.loads(index.read_text()).get("text_encoder_3", [True])[0] is None:
         kwargs |= {"text_encoder_3": None, "tokenizer_3": None}
-    pipe = StableDiffusion3Pipeline.from_pretrained(source, dtype=dtype, **kwargs).to(device)
+    pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype, **kwargs).to(device)
     pipe.set_progress_bar_config(disable=True)
-    return fold_empty_t5(pipe) if pipe.text_encoder_3 is None else pipe
+    return fold_empty_t5(pipe) if getattr(pipe, "text_encoder_3", pipe) is None else pipe
 
 
 def fold_empty_t5(pipe: StableDiffusion3Pipeline, length: int = 256) -> StableDiffusion3Pipeline:

@@ -26,21 +26,19 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def ict_labels(clip_1: Tensor, clip_2: Tensor, text_sim: Tensor, theta: float, variant: str = "paper") -> tuple[Tensor, Tensor]:
+def ict_labels(clip_1: Tensor, clip_2: Tensor, text_sim: Tensor, theta: float) -> tuple[Tensor, Tensor]:
     """Targets of the ICT score: easy (b, 3) = E1, E2, E3 and refined (b, 3) = R1, R2, R3.
 
     clip_1, clip_2 (b,): cosines of I1, I2 with the easy prompt; text_sim (b,): cosine of the two prompts; theta > 0.
     C = min(cosine / theta, 1); E3 = R3 = 1; E2 = C2; E1 = min(C1, E2); R1, R2 = E1, E2 times text_sim (the paper's
-    section on ICT, as two independent notes have it). "released" puts R1 where E2 belongs, as the released loader does.
+    section on ICT, as two independent notes have it).
     """
     if theta <= 0:
         raise ValueError(f"theta must be positive, not {theta}")
-    if variant not in ("paper", "released"):
-        raise ValueError(f'variant must be "paper" or "released", not {variant!r}')
     e2 = (clip_2 / theta).clamp(max=1)
     e1 = torch.minimum((clip_1 / theta).clamp(max=1), e2)
-    r1, r2, one = e1 * text_sim, e2 * text_sim, torch.ones_like(e2)
-    return torch.stack([e1, r1 if variant == "released" else e2, one], 1), torch.stack([r1, r2, one], 1)
+    one = torch.ones_like(e2)
+    return torch.stack([e1, e2, one], 1), torch.stack([e1 * text_sim, e2 * text_sim, one], 1)
 
 
 def negative_weight(cosine: Tensor, alpha: float, beta: float) -> Tensor:

@@ -1,21 +1,35 @@
-"""Pick-High triplets I1 < I2 < I3: schema and the official release's files."""
+"""Pick-High triplets I1 < I2 < I3: how a row is made, checked, written in shards and read in batches."""
 
-import pickle
+import io
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from icthp import microworld
-from icthp.pictures import encode, stack
+from icthp import losses, microworld
+from icthp.hub import atomic
+from icthp.pictures import encode, problem, stack
+from icthp.run import need
 
-PAIRS = datasets.Features(
-    {"easy_prompt": datasets.Value("string"), "image_1": datasets.Image(), "image_2": datasets.Image(),
-     "agreed": datasets.Value("bool")})  # I1 lost the vote, I2 won; agreed: a second annotator chose I2 as well  # fmt: skip
+PAIRS = datasets.Features(  # I1 lost the vote, I2 won; agreed: a second annotator chose I2 as well, null if none was asked
+    {"prompt_id": datasets.Value("int64"), "easy_prompt": datasets.Value("string"), "image_1": datasets.Image(),
+     "image_2": datasets.Image(), "agreed": datasets.Value("bool"), "source_1": datasets.Value("string"),
+     "source_2": datasets.Value("string")})  # fmt: skip
+_FILLED = ("prompt_id", "agreed", "source_1", "source_2")  # read_pairs can do without
+_KINDS = {"int64": "seed", "string": "refined_prompt near_miss source_3 split",
+          "float32": "E1 E2 R1 R2 clip_1 clip_2 text_sim units_1 units_2 units_3"}  # fmt: skip
 TRIPLETS = datasets.Features(
-    PAIRS | {"refined_prompt": datasets.Value("string"), "image_3": datasets.Image(), "clip_1": datasets.Value("float32"),
-             "clip_2": datasets.Value("float32"), "text_sim": datasets.Value("float32")})  # raw cosines; theta comes later  # fmt: skip
+    PAIRS | {"image_3": datasets.Image()} | {name: datasets.Value(kind) for kind, names in _KINDS.items() for name in names.split()}
+)
+OPTIONAL = {"near_miss", "agreed", "clip_1", "clip_2", "text_sim", "units_1", "units_2", "units_3"}  # null where unknown
 
 
 def legacy_pairs(scenes: microworld.Scenes, generator: torch.Generator) -> datasets.Dataset:
@@ -24,36 +38,193 @@ def legacy_pairs(scenes: microworld.Scenes, generator: torch.Generator) -> datas
     utility_a, utility_b = microworld.utility(truth_a), microworld.utility(truth_b)
     first, second = (microworld.votes(utility_a, utility_b, generator) for _ in range(2))
     won, lost = (torch.where(w[:, None, None, None], a, b) for w in (first, ~first))
-    columns = {"easy_prompt": microworld.captions(scenes), "image_1": encode(lost, "JPEG", quality=75),
+    columns = {"prompt_id": range(len(scenes)), "easy_prompt": microworld.captions(scenes), "image_1": encode(lost, "JPEG", quality=75),
                "image_2": encode(won, "JPEG", quality=75), "agreed": (first == second).tolist()}  # fmt: skip
+    columns |= {f"source_{i}": ["legacy generator of the microworld"] * len(scenes) for i in (1, 2)}
     return datasets.Dataset.from_dict(columns, features=PAIRS)
 
 
-def read_pairs(path, count: int = 0) -> datasets.Dataset:
-    """The first `count` rows (0: all) of a parquet table with the columns of PAIRS; others are left out."""
-    rows = datasets.Dataset.from_parquet(str(path))
-    missing = [name for name in PAIRS if name not in rows.column_names]
+def read_pairs(folder, split: str, count: int = 0) -> datasets.Dataset:
+    """The first `count` rows (0: all) of a split, {split}.parquet or {split}-*.parquet, with the columns of PAIRS. Where
+    they are missing prompt_id becomes the row's number, the sources the folder's name, `agreed` null."""
+    files = _files(folder, split, "data.dvc (`dvc pull`)")
+    rows = datasets.Dataset.from_parquet(files)
+    missing = [name for name in PAIRS if name not in (*rows.column_names, *_FILLED)]
     if missing:
-        raise ValueError(f"{path} has no column {', '.join(missing)}; pairs have {', '.join(PAIRS)} (`agreed` may be all true)")
-    return rows.select_columns(list(PAIRS)).select(range(min(count or len(rows), len(rows))))
+        raise ValueError(f"{files[0]} has no column {', '.join(missing)}; pairs have {', '.join(PAIRS)}")
+    rows = rows.select(range(min(count or len(rows), len(rows))))
+    filled = {"prompt_id": range(len(rows)), "agreed": [None] * len(rows)} | {f"source_{i}": [str(folder)] * len(rows) for i in (1, 2)}
+    for name in _FILLED:
+        rows = rows if name in rows.column_names else rows.add_column(name, list(filled[name]))
+    ids = rows["prompt_id"][:]
+    if len(set(ids)) < len(ids):
+        twice = next(i for i, n in Counter(ids).items() if n > 1)
+        raise ValueError(
+            f"{files[0]}: prompt_id {twice} is there twice, and it seeds the pictures; give each row its own or drop the column"
+        )
+    return rows.select_columns(list(PAIRS)).cast(PAIRS)
+
+
+def _files(folder, split: str, stage: str) -> list[str]:
+    names = [p for p in sorted(Path(folder).glob(f"{split}*.parquet")) if p.stem == split or p.stem.removeprefix(f"{split}-").isdigit()]
+    if not names:
+        need(Path(folder) / f"{split}.parquet", stage)
+    return list(map(str, names))
+
+
+# ---- rows -------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def triplets(
+    pairs: datasets.Dataset, refined: list[str], drawn: Iterable[dict], scorer, *, theta: float, constants: dict,
+    near_miss: list[str] | None = None, units: Callable[[list[str], Tensor], Tensor] | None = None, batch: int = 64
+) -> Iterator[dict]:  # fmt: skip
+    """Rows of TRIPLETS, a batch in memory at a time. pairs: a table of PAIRS; refined: its prompts, drawn: its I3 as
+    file contents {"bytes", "path"}, in the same order; scorer: a ClipScorer. constants: columns with one value for all rows
+    (seed, split, source_3). units(easy prompts, pixels (m, 3, h, w)) -> (m,): what share of the prompt's units
+    is in each picture."""
+    files, drawn = as_files(pairs), iter(drawn)
+    for start in range(0, len(refined), batch):
+        part = slice(start, start + batch)
+        columns = files[part] | {"refined_prompt": refined[part]}
+        columns |= {"image_3": list(islice(drawn, batch))} | ({"near_miss": near_miss[part]} if near_miss else {})
+        easy = columns["easy_prompt"]
+        pixels = [stack([io.BytesIO(file["bytes"]) for file in columns[f"image_{i}"]], scorer.size) for i in (1, 2, 3)]
+        one, two = (scorer.score(p.to(scorer.device), easy).cpu() for p in pixels[:2])
+        similar = (scorer.text_features(easy) * scorer.text_features(refined[part])).sum(-1).cpu()
+        (e1, e2, _), (r1, r2, _) = (labels.T for labels in losses.ict_labels(one, two, similar, theta))
+        columns |= {"clip_1": one, "clip_2": two, "text_sim": similar, "E1": e1, "E2": e2, "R1": r1, "R2": r2}
+        columns |= {f"units_{i}": units(easy, p) for i, p in enumerate(pixels, 1)} if units else {}
+        columns = {name: c.tolist() if isinstance(c, Tensor) else c for name, c in columns.items()}
+        yield from ({name: c[i] for name, c in columns.items()} | constants for i in range(len(easy)))
+
+
+def broken(row: dict) -> str:
+    """Which invariant of the labels a row breaks, "" if none: E1 <= E2 <= 1, and R1 / E1 = R2 / E2 = a cosine."""
+    e1, e2, r1, r2 = (float("nan") if row[name] is None else float(row[name]) for name in ("E1", "E2", "R1", "R2"))
+    reasons = {
+        "a label is no number": not all(map(math.isfinite, (e1, e2, r1, r2))),
+        "E1 is above E2": e1 > e2 + 1e-5,
+        "E2 is above 1": e2 > 1 + 1e-5,
+        "R is larger than E": abs(r1) > abs(e1) + 1e-5 or abs(r2) > abs(e2) + 1e-5,
+        "R1 / E1 is not R2 / E2": abs(r1 * e2 - r2 * e1) > 1e-4,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _checked(rows: Iterable[dict], where: str) -> Iterator[dict]:
+    """The rows, until one lacks what is not OPTIONAL, breaks an invariant or repeats a prompt_id: ValueError."""
+    seen = set()
+    for row in rows:
+        missing = [name for name in TRIPLETS if row.get(name) is None and name not in OPTIONAL]
+        twice = "its prompt_id is there twice" if row.get("prompt_id") in seen else ""
+        if reason := f"{', '.join(missing)} missing" if missing else broken(row) or twice:
+            raise ValueError(f"{where}, prompt_id {row.get('prompt_id')}: {reason}")
+        seen.add(row["prompt_id"])
+        yield row
+
+
+def write(rows: Iterable[dict], folder, split: str, features: datasets.Features = TRIPLETS, shard: int = 256) -> int:
+    """Rows as {folder}/{split}-00000.parquet ..., each file whole or not at all, one shard in memory; a column that a row
+    lacks is null. Older files of the split beyond the last go. Returns the number of rows. Triplets are checked:
+    ValueError for a row that breaks an invariant of the labels, lacks what is not OPTIONAL, or repeats a prompt_id."""
+    rows, folder, count, number = iter(_checked(rows, f"{folder}, {split}") if features is TRIPLETS else rows), Path(folder), 0, 0
+    while part := list(islice(rows, shard)):
+        table = pa.Table.from_pylist(part, features.arrow_schema)
+        atomic(folder / f"{split}-{number:05d}.parquet", partial(pq.write_table, table, row_group_size=64))
+        count, number = count + len(part), number + 1
+    for old in folder.glob(f"{split}-[0-9]*.parquet"):
+        if int(old.stem.removeprefix(f"{split}-")) >= number:
+            old.unlink()
+    return count
+
+
+CARD = """---
+configs:
+- config_name: default
+  data_files:
+{files}
+task_categories:
+- text-to-image
+---
+# Pick-High triplets ({scale})
+
+Each row: an easy prompt, a refined one, and three pictures I1 < I2 < I3. I2 over I1 is a vote ({voter}). I3 over I2 holds **by
+construction**: I3 was drawn by `{generator}` from the refined prompt, and nobody compared it.
+
+| split | rows |
+|---|---|
+{counts}
+
+- `E1`, `E2` (easy prompt) and `R1`, `R2` (refined prompt): targets of the ICT score with theta = {theta}; those of I3 are 1. `clip_1`,
+  `clip_2`, `text_sim`: the cosines they were made from.
+- `prompt_id`: the row of the table of pairs; with `seed` it fixes I3's noise. `source_1` to `source_3`: where each picture comes from.
+- `units_1` to `units_3`: share of the easy prompt's units found in each picture; `near_miss`: the easy prompt with one unit changed. Null
+  where unknown; the paper's variant uses neither.
+- Pictures are stored as they came: {formats}. File format and size alone may tell I3 apart; see the audit in `metrics.json`.
+"""
+
+
+def write_card(folder, rows: dict[str, int], **facts) -> None:
+    """The dataset's README.md: splits with their numbers of rows, and the facts that CARD names."""
+    files = "\n".join(f"  - split: {split}\n    path: {split}-*.parquet" for split in rows)
+    counts = "\n".join(f"| {split} | {n:,} |" for split, n in rows.items())
+    atomic(Path(folder) / "README.md", lambda path: path.write_text(CARD.format(files=files, counts=counts, **facts)))
+
+
+# ---- reading ----------------------------------------------------------------------------------------------------
+
+
+def as_files(rows: datasets.Dataset) -> datasets.Dataset:
+    """The same table, its pictures as file contents {"bytes", "path"}, not decoded."""
+    for name, feature in rows.features.items():
+        rows = rows.cast_column(name, datasets.Image(decode=False)) if isinstance(feature, datasets.Image) else rows
+    return rows
+
+
+def unreadable(rows: datasets.Dataset) -> list[str]:
+    """For each row why one of its pictures cannot be read, "" if all can."""
+    names = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
+    return [next((f"{name} {why}" for name in names if (why := problem(row[name]["bytes"]))), "") for row in as_files(rows)]
 
 
 class Triplets:
-    """A table of triplets on disk, decoded a batch at a time. `texts[kind]`, `numbers[name]` are whole columns."""
+    """One split of a folder of triplets, decoded a batch at a time. `texts[kind]`, `numbers[name]` are whole columns."""
 
-    def __init__(self, path, size: int):
-        rows = datasets.Dataset.from_parquet(str(path))
+    def __init__(self, folder, split: str, size: int):
+        files = _files(folder, split, "pick_high")
+        rows = datasets.Dataset.from_parquet(files)
         missing = [name for name in TRIPLETS if name not in rows.column_names]
         if missing:
-            raise ValueError(f"{path} has no column {', '.join(missing)}; `dvc repro pick_high` writes a table that has them")
+            raise ValueError(f"{files[0]} has no column {', '.join(missing)}; `dvc repro pick_high` writes a table that has them")
         self.rows, self.size = rows, size
-        self.texts = {kind: list(rows[f"{kind}_prompt"]) for kind in ("easy", "refined")}
-        self.numbers = {name: torch.tensor(rows[name][:]) for name in ("clip_1", "clip_2", "text_sim", "agreed")}
+        self.texts = {kind: list(rows[f"{kind}_prompt"]) for kind in ("easy", "refined")} | {"near": list(rows["near_miss"])}
         ids = {prompt: i for i, prompt in enumerate(dict.fromkeys(self.texts["easy"]))}
         self.groups = torch.tensor([ids[prompt] for prompt in self.texts["easy"]])  # equal ids: the same prompt
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def column(self, name: str) -> Tensor:
+        """A column of numbers (n,); ValueError where one is null."""
+        values = self.rows[name][:]
+        if any(v is None for v in values):
+            raise ValueError(f"these triplets have no {name}: the notebook or release that wrote them does not know it")
+        return torch.tensor(values)
+
+    def labels(self, variant: str = "paper") -> tuple[Tensor, Tensor]:
+        """ICT targets, easy (n, 3) and refined (n, 3). "paper": E and R as written, 1 for I3. "released": R1 stands in for
+        E2, as in the released loader. "units": E_i, I3's too, is the share of the prompt's units found in the picture."""
+        if variant not in ("paper", "released", "units"):
+            raise ValueError(f'variant must be "paper", "released" or "units", not {variant!r}')
+        if variant == "units":
+            easy = torch.stack([self.column(f"units_{i}") for i in (1, 2, 3)], 1)
+            return easy, torch.cat([easy[:, :2] * self.column("text_sim")[:, None], easy[:, 2:]], 1)
+        easy, refined = (torch.stack([self.column(f"{k}{i}") for i in (1, 2)], 1) for k in "ER")
+        if variant == "released":
+            easy[:, 1] = refined[:, 0]
+        return tuple(torch.cat([labels, torch.ones(len(self), 1)], 1) for labels in (easy, refined))
 
     def pixels(self, rows) -> Tensor:
         """Pictures I1, I2, I3 of some rows: (3, m, 3, size, size) in [0, 1]."""
@@ -62,58 +233,3 @@ class Triplets:
 
     def prompts(self, kind: str, rows) -> list[str]:
         return [self.texts[kind][int(r)] for r in rows]
-
-
-# ---- the official release ---------------------------------------------------------------------------------------
-
-_ADMITTED = {  # by package, over pandas 1 to 3 and numpy 1 and 2: containers, dtypes and their rebuilding functions, no more
-    "pandas": "DataFrame Series Index RangeIndex Int64Index DatetimeIndex _new_Index _new_DatetimeIndex "
-    "Categorical CategoricalDtype DatetimeTZDtype Int64Dtype StringDtype NA NAType Timestamp _unpickle_timestamp "
-    "BlockManager SingleBlockManager new_block _unpickle_block "
-    "ArrowStringArray DatetimeArray IntegerArray StringArray __pyx_unpickle_NDArrayBacked",
-    "numpy": "ndarray dtype _reconstruct _frombuffer scalar",
-    "pyarrow": "_restore_array py_buffer type_for_alias",
-    "builtins": "slice set frozenset bytearray complex",
-    "__builtin__": "slice set frozenset bytearray complex",
-    "datetime": "date datetime timedelta timezone",
-    "_codecs": "encode",
-}
-
-
-class FrameUnpickler(pickle.Unpickler):
-    """Reads a pickled pandas frame and nothing else: a file that names any other function is refused, not run."""
-
-    def find_class(self, module: str, name: str):
-        if name in _ADMITTED.get(module.split(".")[0], "").split():
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"this file wants to call {module}.{name}, which no table needs; it may be hostile")
-
-
-def read_official(folder, split: str) -> list[dict]:
-    """Rows of the official release: {folder}/{split}.pkl beside pick_easy_img/{split} and pick_refine_img/{split}.
-
-    Each row: easy_prompt, refined_prompt, image_1, image_2, image_3 (paths), E1, E2, R1, R2. E2 is E2: the released
-    loader fills it from R1. Raises FileNotFoundError or ValueError that names the file or the missing column.
-    """
-    path = Path(folder) / f"{split}.pkl"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: download the Pick-High dataset's {split} split into {folder}")
-    with open(path, "rb") as file:
-        frame = FrameUnpickler(file).load()
-    names = {"easy_prompt": "easy_prompt", "refine_prompt": "refined_prompt", "easy_image_0": "image_1", "easy_image_1": "image_2",
-             "refine_image": "image_3", "E1": "E1", "E2": "E2", "R1": "R1", "R2": "R2"}  # fmt: skip
-    missing = [n for n in names if n not in frame.columns]
-    if missing:
-        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
-    rows = [{names[k]: row[k] for k in names} for row in frame.to_dict("records")]
-    for row in rows:
-        for name, place in (("image_1", "pick_easy_img"), ("image_2", "pick_easy_img"), ("image_3", "pick_refine_img")):
-            row[name] = _inside(Path(folder) / place / split, row[name])
-    return rows
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """folder / name; a name that leads out of the folder is refused."""
-    if not (folder / name).resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"picture name {name!r} leads outside {folder}; the table may be hostile")
-    return folder / name

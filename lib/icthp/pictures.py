@@ -20,17 +20,33 @@ def encode(pixels: Tensor, format: str = "PNG", **options) -> list[dict]:
     return rows
 
 
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for bad files
+
+
 def to_pixels(picture) -> Tensor:
     """A PIL image or a path -> (3, h, w) float32 in [0, 1]; 16-bit greys keep their range, transparency is dropped.
     Raises ValueError that names a file that cannot be read."""
     try:
-        image = picture if isinstance(picture, Image.Image) else Image.open(picture)
-        if image.mode.startswith("I;16"):
-            image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-        array = np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        array = _array(picture)
+    except _UNREADABLE as error:
         raise ValueError(f"{picture} cannot be read as a picture: {error}") from error
     return torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255
+
+
+def _array(picture) -> np.ndarray:
+    image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    return np.asarray(image.convert("RGB"))
+
+
+def problem(contents: bytes | None) -> str:
+    """Why the contents of a picture file cannot be read, "" if they can."""
+    try:
+        _array(io.BytesIO(contents or b""))
+    except _UNREADABLE as error:
+        return f"cannot be read: {str(error).partition(' <_io')[0]}"
+    return ""
 
 
 def fit_square(pixels: Tensor, size: int) -> Tensor:

@@ -4,6 +4,7 @@ an iterator of answers in the same order; `stored` keeps each answer as it comes
 import hashlib
 import json
 import os
+import random
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
@@ -140,3 +141,25 @@ def problems(easy: list[str], refined: list[str], fits: Callable[[str], bool]) -
     first = {}
     same = [first.setdefault(r, e) != e for e, r in zip(easy, refined)]
     return [problem(e, r, fits) or ("duplicate" if d else "") for e, r, d in zip(easy, refined, same)]
+
+
+# ---- near misses ------------------------------------------------------------------------------------------------
+
+CLASSES = (  # words of one class; a prompt with one of them changed is a near miss
+    ("red", "orange", "yellow", "green", "blue", "purple", "white", "black", "pink", "brown", "grey"),
+    ("two", "three", "four", "five", "six"),
+    ("left of", "right of", "above", "below", "behind", "in front of", "on top of", "under"),
+)
+MICROWORLD = (microworld.COLOURS, microworld.COUNTS, microworld.RELATIONS)
+
+
+def near_miss(prompt: str, seed: int, classes=CLASSES) -> str:
+    """The prompt with one count, colour or relation changed to another of its class, "" if it has none: a semi-hard text
+    negative (TPO's idea). The choice depends on the prompt and the seed alone."""
+    found = [(m, words) for words in classes for m in re.finditer(rf"\b(?:{'|'.join(words)})\b", prompt, re.IGNORECASE)]
+    if not found:
+        return ""
+    dice = random.Random(f"{seed} {prompt}")
+    match, words = dice.choice(found)
+    other = dice.choice([w for w in words if w != match[0].lower()])
+    return prompt[: match.start()] + other + prompt[match.end() :]
