@@ -3,6 +3,7 @@
 import os
 import pickle
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from icthp import pick_high, pictures, published
+from test_notebooks import execute
 
 # ---- the official release --------------------------------------------------------------------------------------------
 
@@ -151,3 +153,14 @@ def test_a_folder_that_is_no_pickapic_is_named(tmp_path):
     pickapic(tmp_path).drop(columns="label_1").to_parquet(tmp_path / "data/test-00000-of-00001-abc.parquet")
     with pytest.raises(ValueError, match="no column label_1"):
         list(published.pickapic(tmp_path, "test", []))
+
+
+def test_a4_writes_both_and_lists_what_it_left_out(tmp_path):
+    release(tmp_path, E1=[0.3, 0.9])
+    pickapic(tmp_path, has_label=[True, False, True])
+    folders = {"official": str(tmp_path), "official_splits": "test", "pickapic": str(tmp_path), "pickapic_splits": "test"}
+    printed = execute("A4_published_data", out=str(tmp_path / "out"), **folders)
+    assert "3 rows written, 2 left out" in printed
+    assert pd.read_csv(tmp_path / "out/rejects.csv").reason.tolist() == ["E1 is above E2", "no vote"]
+    loaded = datasets.load_dataset(str(tmp_path / "out/pick_high"), cache_dir=str(tmp_path / "cache"))
+    assert loaded["test"].num_rows == 1 and pick_high.read_pairs(tmp_path / "out/pairs", "test").num_rows == 2

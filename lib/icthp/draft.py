@@ -6,6 +6,7 @@ to the latents is all that the transformer's backward pass needs.
 """
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,17 +73,19 @@ def generate(
     (n, 3, h, w) in [0, 1]: edit these pictures instead, by diffusers' image-to-image form of the pipeline (SDEdit, arXiv
     2108.01073), which noises them to `strength` and takes the last steps * strength steps."""
     ids = range(len(prompts)) if ids is None else ids
-    options = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pt"}
+    height, width = (size, size) if start is None else start.shape[2:]
+    options = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pt", "height": height, "width": width}
     if isinstance(pipe, StableDiffusion3Pipeline):
         options["max_sequence_length"] = 1 if pipe.text_encoder_3 is None else 256
     draw = pipe if start is None else AutoPipelineForImage2Image.from_pipe(pipe)
     draw.set_progress_bar_config(disable=True)
-    out = []
+    known = inspect.signature(draw.__call__).parameters  # some take an edit's size from the picture alone
+    options, out = {name: value for name, value in options.items() if name in known}, []
     for i in range(0, len(prompts), batch):
         part = slice(i, i + batch)
-        what = {"height": size, "width": size} if start is None else {"image": start[part], "strength": strength}
+        edit = {} if start is None else {"image": start[part], "strength": strength}
         noise = [torch.Generator().manual_seed(seed + int(k)) for k in ids[part]]
-        out.append(draw(prompts[part], generator=noise, **options, **what).images.float().cpu())
+        out.append(draw(prompts[part], generator=noise, **options, **edit).images.float().cpu())
     return torch.cat(out)
 
 

@@ -22,7 +22,7 @@ def atomic(path, write) -> Path:
     """Call write(temporary path beside `path`), then rename: a killed run leaves the old file or the new, never half."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    partial = path.with_name(f".{path.stem}.partial{os.environ.get('RANK', '')}{path.suffix}")  # a name for each process
     write(partial)
     os.replace(partial, path)
     return path

@@ -60,7 +60,7 @@ def official(folder, split: str, rejects: list[dict]) -> Iterator[dict]:
     for i, row in enumerate(frame[list(COLUMNS)].rename(columns=COLUMNS).to_dict("records")):
         row |= {name: _contents(Path(folder) / place / split, row[name]) for name, place in PLACES.items()}
         if reason := _reason(row, ("easy_prompt", "refined_prompt"), PLACES) or broken(row):
-            rejects.append({"split": split, "prompt_id": i, "reason": reason})
+            rejects.append({"source": "pick_high", "split": split, "prompt_id": i, "reason": reason})
         else:
             yield row | {name: float(row[name]) for name in ("E1", "E2", "R1", "R2")} | {"prompt_id": i, "split": split} | ORIGIN
 
@@ -104,7 +104,7 @@ def pickapic(folder, split: str, rejects: list[dict], batch: int = 64) -> Iterat
             for row in part.to_pylist():
                 pair, i = _pair(row), next(number)
                 if reason := _vote(row) or _reason(pair, ("easy_prompt",), ("image_1", "image_2")):
-                    rejects.append({"split": split, "prompt_id": i, "reason": reason})
+                    rejects.append({"source": "pairs", "split": split, "prompt_id": i, "reason": reason})
                 else:
                     yield pair | {"prompt_id": i}
 
