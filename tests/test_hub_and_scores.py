@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from icthp import draft, hub, microworld, pictures, scores
+from icthp import draft, hub, microworld, pictures, scores, weights
 from icthp.pictures import jpeg_bytes
 
 
@@ -84,7 +84,7 @@ def test_split_adds_up_and_its_irrelevant_part_is_along_the_mean_text(clip, pixe
 @pytest.mark.parametrize("variant", ["paper", "released"])
 def test_hp_survives_its_folder_and_icthp_is_the_product(clip, clip_folder, pixels, prompts, tmp_path, variant):
     hp = scores.HpScorer(clip, scores.head(16, variant), {"width": 16, "variant": variant}).eval()
-    scores.save_hp(hp, hub.read_clip_config(clip_folder), tmp_path)
+    scores.save_hp(hp, weights.model_config(clip_folder), tmp_path)
     again = scores.load("hp", str(tmp_path))
     values = again.score(pixels)
     assert torch.allclose(values, hp.score(pixels), atol=1e-6) and values.min() > 0 and values.max() < 1
@@ -248,4 +248,4 @@ def test_open_clips_own_tokenizer_is_saved(tmp_path, prompts):
 
 @pytest.mark.parametrize("source", ["ViT-B-32/laion2b_s34b_b79k", "ViT-H-14/laion2b_s32b_b79k"])
 def test_the_config_of_a_named_model(source):
-    assert {"embed_dim", "vision_cfg", "text_cfg"} <= hub.read_clip_config(source).keys()
+    assert {"embed_dim", "vision_cfg", "text_cfg"} <= weights.model_config(source).keys()

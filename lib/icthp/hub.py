@@ -73,12 +73,6 @@ def _in_transformers_format(tokenizer) -> CLIPTokenizer:
     return getattr(tokenizer, "tokenizer", tokenizer)
 
 
-def read_clip_config(source) -> dict:
-    """open_clip's model_cfg of a folder or of any source that scores.load_clip takes."""
-    source = f"local-dir:{source}" if Path(source).is_dir() else source
-    return open_clip.get_model_config(source if ":" in source else source.partition("/")[0])
-
-
 def _copy(model: nn.Module, dtype=torch.float16) -> nn.Module:
     return copy.deepcopy(model).to("cpu", dtype)
 

@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from icthp import hub, pictures
+from icthp import hub, imagereward, pictures, weights
 
 SOURCES = {"clip": "local-dir:data/hub/clip", "pickscore": "local-dir:data/hub/pickscore", "ict": "local-dir:models/ict",
-           "hp": "models/hp", "icthp": "models", "hpsv2": None, "aesthetic": None, "jpeg": ""}  # fmt: skip
+           "hp": "models/hp", "icthp": "models", "hpsv2": None, "imagereward": None,
+           "aesthetic": None, "jpeg": ""}  # fmt: skip
 MADE_BY = {"clip": "data", "pickscore": "data", "ict": "train_ict", "hp": "train_hp"}
 
 
@@ -156,6 +157,25 @@ class JpegScorer(Scorer):
         return pictures.jpeg_bytes(pixels).to(pixels.device) / 1000
 
 
+class ImageRewardScorer(Scorer):
+    """ImageReward (arXiv 2304.05977): BLIP's text tower reads the prompt while it looks at the picture; linear layers on its
+    first token, (r - 0.1672) / 1.0333."""
+
+    unit = "standard deviations of ImageReward's own data"
+
+    def __init__(self, vision: nn.Module, text: nn.Module, head_: nn.Module, tokenizer):
+        super().__init__()
+        self.vision, self.text, self.head, self.tokenizer = vision, text, head_, tokenizer
+
+    def forward(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        size = self.vision.config.image_size
+        pixels = preprocess(pixels, size, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD).to(self.head[0].weight.dtype)
+        seen = self.vision(pixel_values=pixels).last_hidden_state
+        tokens = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=35, return_tensors="pt").to(pixels.device)
+        told = self.text(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, encoder_hidden_states=seen)
+        return (self.head(told.last_hidden_state[:, 0]).squeeze(-1) - 0.16717362830052426) / 1.0333394966054072
+
+
 class AestheticScorer(Scorer):
     """LAION's aesthetic predictor: linear layers on a unit CLIP ViT-L/14 image feature, about 1 to 10."""
 
@@ -172,27 +192,31 @@ class AestheticScorer(Scorer):
 
 def aesthetic_head(path) -> nn.Module:
     """LAION's released heads (.pth, read with weights_only): one linear layer, or the MLP without non-linearities."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    weights = [k for k, v in state.items() if k.endswith("weight") and v.ndim == 2]
-    layers = [nn.Linear(*reversed(state[k].shape)) for k in weights]
-    for layer, key in zip(layers, weights):
+    state = weights.read_state(path)
+    names = [k for k, v in state.items() if k.endswith("weight") and v.ndim == 2]
+    layers = [nn.Linear(*reversed(state[k].shape)) for k in names]
+    for layer, key in zip(layers, names):
         layer.weight.data, layer.bias.data = state[key].float(), state[key.replace("weight", "bias")].float()
     return nn.Sequential(*layers)
 
 
 def load_clip(source: str, scaled: bool = False) -> ClipScorer:
-    """open_clip: "local-dir:folder", "hf-hub:org/repo", or "ViT-H-14/laion2b_s32b_b79k" (architecture/weights)."""
-    name, _, pretrained = source.partition("/") if ":" not in source else (source, "", "")
-    model = open_clip.create_model(name, pretrained=pretrained or None, require_pretrained=True)
-    return ClipScorer(model.eval(), open_clip.get_tokenizer(name), scaled)
+    """Any source that weights.read_clip takes; a path alone is a folder."""
+    source = f"local-dir:{source}" if Path(source).is_dir() else source
+    return ClipScorer(*weights.read_clip(source), scaled)
 
 
-def load_hp(folder) -> HpScorer:
-    config = json.loads((Path(folder) / "hp.json").read_text())
-    clip = load_clip(f"local-dir:{folder}")
-    head_ = head(config["width"], config["variant"])
-    head_.load_state_dict(load_file(Path(folder) / "hp.safetensors"))
-    return HpScorer(clip, head_.eval(), config)
+def load_hp(source: str) -> HpScorer:
+    """A folder that `save_hp` wrote, or the released layout: hp_backbone/pytorch_model.bin, hp_scorer/mlp_pytorch_model.bin."""
+    folder = weights.folder_of(source)
+    if (released := folder / "hp_scorer/mlp_pytorch_model.bin").exists():
+        clip = load_clip(f"local-dir:{folder / 'hp_backbone'}")
+        state = {name.removeprefix("layers."): value for name, value in weights.read_state(released).items()}
+        config = {"width": state["0.weight"].shape[1], "variant": "released"}
+        return HpScorer(clip, weights.fill(head(**config), state, released), config)
+    config = json.loads((folder / "hp.json").read_text())
+    head_ = weights.fill(head(config["width"], config["variant"]), load_file(folder / "hp.safetensors"), folder / "hp.safetensors")
+    return HpScorer(load_clip(f"local-dir:{folder}"), head_, config)
 
 
 def save_hp(hp: HpScorer, clip_config: dict, folder) -> None:
@@ -203,33 +227,42 @@ def save_hp(hp: HpScorer, clip_config: dict, folder) -> None:
 
 
 def load(name: str, source: str | None = None, *, device=None, dtype=None) -> Scorer:
-    """A scorer by name, frozen, in eval mode: clip, ict, hp, icthp, pickscore, hpsv2, aesthetic, jpeg.
+    """A scorer by name, frozen, in eval mode: clip, ict, hp, icthp, pickscore, hpsv2, imagereward, aesthetic, jpeg.
 
-    source: see load_clip for clip, ict, pickscore, hpsv2; a folder for hp; "ICT_FOLDER,HP_FOLDER" or their parent for
-    icthp; "CLIP_SOURCE,head.pth" for aesthetic. None: the micro scale's folders. Raises ValueError for an unknown name,
-    FileNotFoundError where the folder is missing."""
+    source: see weights.read_clip for clip, ict, pickscore, hpsv2; a folder or "hf-hub:8y/HP" for hp; "ICT,HP" or their parent
+    for icthp; imagereward.load's folder; "CLIP,head.pth" for aesthetic. None: the micro scale's folders. Raises ValueError
+    for an unknown name or weights that do not fit, FileNotFoundError where a folder is missing."""
     if name not in SOURCES:
         raise ValueError(f"no scorer is called {name!r}; there are {', '.join(SOURCES)}")
     source = SOURCES[name] if source is None else source
     if source is None:
         raise ValueError(f"{name} has no weights at the micro scale: pass source=, e.g. an open_clip folder")
-    folder = Path(source.removeprefix("local-dir:").split(",")[0])
-    first = {"hp": "hp.json", "icthp": "" if "," in source else "hp/hp.json"}.get(name, "open_clip_config.json")
-    if ("local-dir:" in source or name in ("hp", "icthp")) and not (folder / first).exists():
-        raise FileNotFoundError(f"{folder / first} is missing: `dvc repro {MADE_BY.get(name, 'train_hp')}` makes it (`dvc pull` for data/)")
-    scorer = _build(name, source)
-    return scorer.requires_grad_(False).eval().to(device=device, dtype=dtype)
+    parts = _parts(name, source)
+    for made, folder in parts:
+        if "hf-hub:" not in folder and ("local-dir:" in folder or made == "hp") and not weights.folder_of(folder).is_dir():
+            raise FileNotFoundError(f"{folder} is missing: `dvc repro {MADE_BY.get(made, made)}` makes it (`dvc pull` for data/)")
+    return _build(name, [folder for _, folder in parts]).requires_grad_(False).eval().to(device=device, dtype=dtype)
 
 
-def _build(name: str, source: str) -> Scorer:
+def _parts(name: str, source: str) -> list[tuple[str, str]]:
+    """(scorer, its source) of each model that a scorer is made of."""
+    if name == "icthp":
+        ict, hp = source.split(",") if "," in source else (f"{source}/ict", f"{source}/hp")
+        return [("ict", ict if ":" in ict else f"local-dir:{ict}"), ("hp", hp)]
+    if name == "aesthetic":
+        return list(zip(("clip", "head"), source.split(",")))
+    return [(name, source)]
+
+
+def _build(name: str, sources: list[str]) -> Scorer:
     if name == "jpeg":
         return JpegScorer()
     if name == "hp":
-        return load_hp(source)
+        return load_hp(*sources)
     if name == "icthp":
-        ict, hp = source.split(",") if "," in source else (f"{source}/ict", f"{source}/hp")
-        return IctHpScorer(load_clip(f"local-dir:{ict.removeprefix('local-dir:')}"), load_hp(hp))
+        return IctHpScorer(load_clip(sources[0]), load_hp(sources[1]))
     if name == "aesthetic":
-        clip, head_path = source.split(",")
-        return AestheticScorer(load_clip(clip), aesthetic_head(head_path))
-    return load_clip(source, scaled=name == "pickscore")
+        return AestheticScorer(load_clip(sources[0]), aesthetic_head(sources[1]))
+    if name == "imagereward":
+        return ImageRewardScorer(*imagereward.load(*sources))
+    return load_clip(*sources, scaled=name == "pickscore")

@@ -1,0 +1,216 @@
+"""Weights in exactly their publishers' layouts, small and random: what the scorers make of them is what the publisher's own class
+or a plain formula makes."""
+
+import json
+import shutil
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, CLIPConfig, CLIPModel
+
+from conftest import ROOT
+from icthp import scores, weights
+from icthp.pictures import fit_square
+
+PROMPTS = ["a red circle", "two blue stars above a green heart", "a red circle"]
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(3, 3, 40, 52, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module", params=["gelu", "quick_gelu"])
+def clip_model(request):
+    """transformers' CLIPModel, of random weights, that reads CLIP's own 49,408 tokens."""
+    torch.manual_seed(0)
+    tower = {"hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_act": request.param}
+    config = CLIPConfig(vision_config=tower | {"image_size": 32, "patch_size": 8}, projection_dim=24,
+                        text_config=tower | {"vocab_size": 49408, "max_position_embeddings": 24, "eos_token_id": 49407})  # fmt: skip
+    model = CLIPModel(config).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    model.logit_scale.data.fill_(3.0)
+    return model
+
+
+def publishers(model, images, scaled=False):
+    """The cosine as transformers computes it from its own embeddings."""
+    ids = open_clip.SimpleTokenizer(context_length=24)(PROMPTS)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    with torch.no_grad():
+        out = model(input_ids=ids, pixel_values=(fit_square(images, 32) - mean) / std)
+    return (out.image_embeds * out.text_embeds).sum(-1) * (model.logit_scale.exp() if scaled else 1)
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_pickscores_layout(clip_model, images, tmp_path, safe):
+    """A CLIPModel folder: config.json beside model.safetensors or pytorch_model.bin."""
+    clip_model.save_pretrained(tmp_path)
+    if not safe:
+        (tmp_path / "model.safetensors").unlink()
+        old = clip_model.state_dict() | {"text_model.embeddings.position_ids": torch.arange(24)[None]}  # of older versions
+        torch.save(old, tmp_path / "pytorch_model.bin")
+    scorer = scores.load("pickscore", f"local-dir:{tmp_path}")
+    torch.testing.assert_close(scorer.score(images, PROMPTS), publishers(clip_model, images, scaled=True), rtol=1e-4, atol=1e-4)
+    pixels = images.clone().requires_grad_(True)
+    scorer.score(pixels, PROMPTS).sum().backward()
+    assert pixels.grad.isfinite().all() and pixels.grad.abs().max() > 0
+
+
+def test_the_released_ict_and_hp(clip_model, images, tmp_path):
+    """8y/ICT is one .bin; 8y/HP is a .bin of the whole CLIP and one of the head, which reads the embedding as it is."""
+    for folder in ("ICT", "HP/hp_backbone", "HP/hp_scorer"):
+        (tmp_path / folder).mkdir(parents=True)
+    for folder in ("ICT", "HP/hp_backbone"):
+        torch.save(clip_model.state_dict(), tmp_path / folder / "pytorch_model.bin")
+        clip_model.config.save_pretrained(tmp_path / folder)
+    released = scores.head(24, "released")
+    for p in released.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    torch.save({f"layers.{k}": v for k, v in released.state_dict().items()}, tmp_path / "HP/hp_scorer/mlp_pytorch_model.bin")
+    ict, hp = scores.load("ict", f"local-dir:{tmp_path}/ICT"), scores.load("hp", str(tmp_path / "HP"))
+    torch.testing.assert_close(ict.score(images, PROMPTS), publishers(clip_model, images), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        embedding = clip_model.get_image_features(pixel_values=hp.clip.preprocess(images)).pooler_output
+        expected = released.eval()(embedding).sigmoid()[:, 0]
+    torch.testing.assert_close(hp.score(images), expected, rtol=1e-4, atol=1e-5)
+    both = scores.load("icthp", f"{tmp_path}/ICT,{tmp_path}/HP").score(images, PROMPTS)
+    torch.testing.assert_close(both, ict.score(images, PROMPTS) * expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_without_a_config_are_vit_h(tmp_path):
+    torch.save({"logit_scale": torch.ones([])}, tmp_path / "pytorch_model.bin")
+    assert weights.model_config(f"local-dir:{tmp_path}") == open_clip.get_model_config("ViT-H-14")
+
+
+def test_hps_v2s_layout(clip_folder, images, tmp_path):
+    """One .pt of an open_clip architecture: the state under "state_dict", with DDP's prefix, beside other things."""
+    config, clip = weights.model_config(clip_folder), scores.load("clip", f"local-dir:{clip_folder}")
+    (tmp_path / "tiny-hps.json").write_text(json.dumps(config | {"text_cfg": config["text_cfg"] | {"hf_tokenizer_name": str(clip_folder)}}))
+    open_clip.add_model_config(tmp_path)
+    state = {f"module.{k}": v for k, v in clip.model.state_dict().items()}
+    torch.save({"epoch": 1, "name": "hps", "state_dict": state}, tmp_path / "HPS_v2.pt")
+    scorer = scores.load("hpsv2", f"tiny-hps/{tmp_path}/HPS_v2.pt")
+    visual = scorer.model.visual
+    visual.image_mean = visual.image_std = (0.5, 0.5, 0.5)  # the small CLIP's own; the file does not say
+    torch.testing.assert_close(scorer.score(images, PROMPTS), clip.score(images, PROMPTS), rtol=1e-4, atol=1e-5)
+
+
+def test_the_hubs_cache_is_read_without_a_network(clip_model, images, tmp_path, monkeypatch):
+    """hf-hub:org/name as huggingface_hub lays it out; the layout inside is transformers'."""
+    home = tmp_path / "models--org--name"
+    clip_model.save_pretrained(home / "snapshots/abc")
+    (home / "refs").mkdir()
+    (home / "refs/main").write_text("abc")
+    import huggingface_hub.constants as hub_constants
+
+    monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
+    scorer = scores.load("ict", "hf-hub:org/name")
+    torch.testing.assert_close(scorer.score(images, PROMPTS), publishers(clip_model, images), rtol=1e-4, atol=1e-5)
+
+
+def test_keys_that_do_not_fit_are_named(clip_model, tmp_path):
+    clip_model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    state = clip_model.state_dict()
+    state["extra"] = state.pop("visual_projection.weight")
+    state["logit_scale"] = torch.ones(2)
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    says = r"lacks visual.proj; it has an unknown extra; it has another shape for logit_scale \(2,\)"
+    with pytest.raises(ValueError, match=f"pytorch_model.bin does not fit this CLIP: it {says}"):
+        scores.load("clip", f"local-dir:{tmp_path}")
+
+
+def test_a_file_that_holds_code_is_not_run(clip_model, tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return print, ("run",)
+
+    clip_model.config.save_pretrained(tmp_path)
+    torch.save({"logit_scale": Hostile()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(Exception, match="[Ww]eights.only"):
+        scores.load("clip", f"local-dir:{tmp_path}")
+
+
+LAION = ROOT.parent / "shared/data/weights"
+
+
+@pytest.mark.skipif(not LAION.exists(), reason="needs LAION's heads")
+@pytest.mark.parametrize("name", ["sa_0_4_vit_b_32_linear", "sa_0_4_vit_l_14_linear", "sac+logos+ava1-l14-linearMSE"])
+def test_laions_own_heads(name):
+    state = torch.load(LAION / f"{name}.pth", map_location="cpu", weights_only=True)
+    x = expected = F.normalize(torch.randn(5, 512 if "b_32" in name else 768, generator=torch.Generator().manual_seed(0)), dim=1)
+    for key in [key for key in state if key.endswith("weight")]:  # one linear layer, or five without a non-linearity
+        expected = expected @ state[key].float().T + state[key.replace("weight", "bias")].float()
+    torch.testing.assert_close(scores.aesthetic_head(LAION / f"{name}.pth")(x), expected, rtol=1e-4, atol=1e-4)
+    assert 0 < expected.mean() < 10
+
+
+# ---- ImageReward -----------------------------------------------------------------------------------------------------
+
+MED = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96, "hidden_act": "gelu",
+       "layer_norm_eps": 1e-12, "max_position_embeddings": 40, "architectures": ["BertModel"], "type_vocab_size": 2,
+       "encoder_width": 64}  # fmt: skip
+
+
+def blip_state(layers=2, width=64, patch=8, side=4):
+    """Names and shapes of BLIP's vision tower, random values."""
+    rand = lambda *shape: torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))) * 0.2
+    state = {"cls_token": rand(1, 1, width), "pos_embed": rand(1, side * side + 1, width), "patch_embed.proj.bias": rand(width),
+             "patch_embed.proj.weight": rand(width, 3, patch, patch), "norm.weight": 1 + rand(width), "norm.bias": rand(width)}  # fmt: skip
+    for i in range(layers):
+        shapes = {"norm1": (width,), "attn.qkv": (3 * width, width), "attn.proj": (width, width), "norm2": (width,),
+                  "mlp.fc1": (96, width), "mlp.fc2": (width, 96)}  # fmt: skip
+        for name, shape in shapes.items():
+            state |= {f"blocks.{i}.{name}.weight": rand(*shape) + (len(shape) == 1), f"blocks.{i}.{name}.bias": rand(shape[0])}
+    return state
+
+
+def blip_vision(state, pixels, layers=2):
+    """The tower written out: a ViT of one head (width 64), pre-norm, epsilon 1e-6."""
+    norm = lambda x, name: F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], 1e-6)
+    linear = lambda x, name: F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
+    x = F.conv2d(pixels, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=8).flatten(2).transpose(1, 2)
+    x = torch.cat([state["cls_token"].expand(len(x), -1, -1), x], 1) + state["pos_embed"]
+    for i in range(layers):
+        q, k, v = linear(norm(x, f"blocks.{i}.norm1"), f"blocks.{i}.attn.qkv").chunk(3, -1)
+        x = x + linear((q @ k.transpose(1, 2) / 8).softmax(-1) @ v, f"blocks.{i}.attn.proj")
+        x = x + linear(F.gelu(linear(norm(x, f"blocks.{i}.norm2"), f"blocks.{i}.mlp.fc1")), f"blocks.{i}.mlp.fc2")
+    return norm(x, "norm")
+
+
+def test_imagerewards_layout(images, tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "circle", "two", "blue", "stars", "above", "green", "heart"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    (tmp_path / "med_config.json").write_text(json.dumps(MED | {"vocab_size": len(words) + 2}))
+    torch.manual_seed(0)
+    known = {k: v for k, v in MED.items() if k not in ("architectures", "type_vocab_size", "encoder_width")}
+    text = BlipTextModel(BlipTextConfig(**known, vocab_size=len(words) + 2, encoder_hidden_size=64), add_pooling_layer=False).eval()
+    vision, head = blip_state(), scores.head(64, "released").eval()
+    for p in head.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    state = {f"blip.visual_encoder.{k}": v for k, v in vision.items()} | {f"blip.text_encoder.{k}": v for k, v in text.state_dict().items()}
+    state |= {"blip.text_encoder.embeddings.position_ids": torch.arange(40)[None]} | {
+        f"mlp.layers.{k}": v for k, v in head.state_dict().items()
+    }
+    torch.save(state, tmp_path / "ImageReward.pt")
+
+    scorer, square = scores.load("imagereward", str(tmp_path)), fit_square(images, 32)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    tokens = BertTokenizer.from_pretrained(tmp_path)(PROMPTS, padding="max_length", truncation=True, max_length=35, return_tensors="pt")
+    assert tokens.input_ids[1, :9].tolist() == [2, 8, 9, 10, 11, 5, 12, 13, 3]
+    with torch.no_grad():
+        seen = blip_vision(vision, (square - mean) / std)
+        told = text(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, encoder_hidden_states=seen).last_hidden_state
+        expected = (head(told[:, 0])[:, 0] - 0.16717362830052426) / 1.0333394966054072
+    torch.testing.assert_close(scorer.score(images, PROMPTS), expected, rtol=1e-3, atol=1e-4)
+    pixels = images.clone().requires_grad_(True)
+    scorer.score(pixels, PROMPTS).sum().backward()
+    assert pixels.grad.isfinite().all() and pixels.grad.abs().max() > 0
+    shutil.move(tmp_path / "ImageReward.pt", tmp_path / "other.pt")
+    with pytest.raises(FileNotFoundError, match="ImageReward.pt"):
+        scores.load("imagereward", str(tmp_path))
