@@ -57,9 +57,35 @@ def test_a_checkpoint_holds_what_trains(tmp_path):
     assert set(torch.load(tmp_path / "c.pt", weights_only=True)["model"]) == {"1.weight", "1.bias"}
 
 
-def test_a_diverging_run_stops_with_a_remedy():
-    with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        fit(torch.nn.Linear(1, 1), lambda m, step: (m(torch.ones(1, 1)).sum() * math.nan, {}), steps=2, lr=1.0)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_names_the_batch_and_leaves_the_checkpoint(tmp_path, bad):
+    model = torch.nn.Linear(1, 1)
+    loss_at = lambda m, step: ((m(torch.ones(1, 1)) - 3).square().sum() * (bad if step == 5 else 1), {})
+    says = r"loss is (nan|inf) at step 5; lower the learning rate 0.1, or look at this batch, prompt_id \[50, 51\]"
+    with pytest.raises(FloatingPointError, match=says):
+        fit(model, loss_at, steps=9, lr=0.1, checkpoint=tmp_path / "c.pt", save_every=2, batch=lambda step: [10 * step, 10 * step + 1])
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert len(torch.load(tmp_path / "c.pt", weights_only=True)["history"]) == 4
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    save, written = torch.save, []
+
+    def full(state, path):
+        written.append(path)
+        if len(written) == 3:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(state, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(tmp_path / "c.pt")
+    assert len(torch.load(tmp_path / "c.pt", weights_only=True)["history"]) == 4
+    monkeypatch.setattr(torch, "save", save)
+    resumed, history = run(tmp_path / "c.pt")
+    whole, expected = run()
+    assert history == expected and all(torch.equal(whole[k], resumed[k]) for k in whole)
 
 
 def test_training_without_a_gradient_is_refused():

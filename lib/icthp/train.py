@@ -51,13 +51,15 @@ def fit(
     checkpoint=None,
     save_every: int = 100,
     label: str = "train",
+    batch: Callable[[int], list] | None = None,
 ) -> list[dict]:
     """Train the parameters of `model` that require a gradient with AdamW; returns one record of numbers a step.
 
     loss_at(model, step) -> (scalar loss, dict of numbers to record). Random draws inside it (dropout too) are seeded
     by (seed, step). It runs where the model lies. With `checkpoint` (a path) the run saves every `save_every` steps and
     resumes from it, after it has repeated step 0 and found the same loss and gradient norm: a checkpoint of other data,
-    another model or another loss is refused with ValueError. `precision`: "no", or "bf16" for autocast.
+    another model or another loss is refused with ValueError. `precision`: "no", or "bf16" for autocast. A loss that is not
+    finite stops the run with FloatingPointError before the weights change; it names the prompt ids batch(step), if given.
     """
     if precision not in DTYPES:
         raise ValueError(f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
@@ -84,10 +86,11 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps=steps, peak=lr, warmup=warmup, schedule=schedule)
         history.append(gradient(step))
+        if not math.isfinite(history[-1]["loss"]):
+            what = f"{label}: the loss is {history[-1]['loss']} at step {step}; lower the learning rate {lr}"
+            raise FloatingPointError(what + (f", or look at this batch, prompt_id {batch(step)}" if batch else ""))
         optimizer.step()
         optimizer.zero_grad()
-        if not math.isfinite(history[-1]["loss"]):
-            raise FloatingPointError(f"{label}: the loss is {history[-1]['loss']} at step {step}; lower the learning rate {lr}")
         bar.set_postfix(loss=f"{history[-1]['loss']:.4g}", refresh=False)
         if checkpoint and accelerator.is_main_process and ((step + 1) % save_every == 0 or step + 1 == steps):
             _save(checkpoint, recipe, accelerator.unwrap_model(model), optimizer, history)
