@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -45,7 +46,7 @@ def legacy_pairs(scenes: microworld.Scenes, generator: torch.Generator) -> datas
 
 
 def read_pairs(folder, split: str, count: int = 0) -> datasets.Dataset:
-    """The first `count` rows (0: all) of a split, {split}.parquet or {split}-*.parquet, with the columns of PAIRS. Where
+    """The first `count` rows (0: all) of a split, {split}.parquet or its shards, with the columns of PAIRS. Where
     they are missing prompt_id becomes the row's number, the sources the folder's name, `agreed` null."""
     files = _files(folder, split, "data.dvc (`dvc pull`)")
     rows = datasets.Dataset.from_parquet(files)
@@ -59,14 +60,13 @@ def read_pairs(folder, split: str, count: int = 0) -> datasets.Dataset:
     ids = rows["prompt_id"][:]
     if len(set(ids)) < len(ids):
         twice = next(i for i, n in Counter(ids).items() if n > 1)
-        raise ValueError(
-            f"{files[0]}: prompt_id {twice} is there twice, and it seeds the pictures; give each row its own or drop the column"
-        )
+        raise ValueError(f"{files[0]}: prompt_id {twice} is there twice, and it seeds I3; give each row its own or drop the column")
     return rows.select_columns(list(PAIRS)).cast(PAIRS)
 
 
 def _files(folder, split: str, stage: str) -> list[str]:
-    names = [p for p in sorted(Path(folder).glob(f"{split}*.parquet")) if p.stem == split or p.stem.removeprefix(f"{split}-").isdigit()]
+    shard = re.compile(rf"{re.escape(split)}(-\d+(-of-\d+.*)?)?")  # the Hub's names too
+    names = [p for p in sorted(Path(folder).glob("*.parquet")) if shard.fullmatch(p.stem)]
     if not names:
         need(Path(folder) / f"{split}.parquet", stage)
     return list(map(str, names))
@@ -134,8 +134,8 @@ def write(rows: Iterable[dict], folder, split: str, features: datasets.Features 
         table = pa.Table.from_pylist(part, features.arrow_schema)
         atomic(folder / f"{split}-{number:05d}.parquet", partial(pq.write_table, table, row_group_size=64))
         count, number = count + len(part), number + 1
-    for old in folder.glob(f"{split}-[0-9]*.parquet"):
-        if int(old.stem.removeprefix(f"{split}-")) >= number:
+    for old in folder.glob(f"{split}-{'[0-9]' * 5}.parquet"):
+        if int(old.stem[-5:]) >= number:
             old.unlink()
     return count
 
