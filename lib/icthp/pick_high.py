@@ -18,7 +18,6 @@ from torch import Tensor
 from icthp import losses, microworld
 from icthp.hub import atomic
 from icthp.pictures import encode, problem, stack
-from icthp.run import need
 
 PAIRS = datasets.Features(  # I1 lost the vote, I2 won; agreed: a second annotator chose I2 as well, null if none was asked
     {"prompt_id": datasets.Value("int64"), "easy_prompt": datasets.Value("string"), "image_1": datasets.Image(),
@@ -48,7 +47,7 @@ def legacy_pairs(scenes: microworld.Scenes, generator: torch.Generator) -> datas
 def read_pairs(folder, split: str, count: int = 0) -> datasets.Dataset:
     """The first `count` rows (0: all) of a split, {split}.parquet or its shards, with the columns of PAIRS. Where
     they are missing prompt_id becomes the row's number, the sources the folder's name, `agreed` null."""
-    files = _files(folder, split, "data.dvc (`dvc pull`)")
+    files = _files(folder, split, "`dvc pull` fetches data/, or name the folder of your own pairs")
     rows = datasets.Dataset.from_parquet(files)
     missing = [name for name in PAIRS if name not in (*rows.column_names, *_FILLED)]
     if missing:
@@ -64,11 +63,11 @@ def read_pairs(folder, split: str, count: int = 0) -> datasets.Dataset:
     return rows.select_columns(list(PAIRS)).cast(PAIRS)
 
 
-def _files(folder, split: str, stage: str) -> list[str]:
+def _files(folder, split: str, remedy: str) -> list[str]:
     shard = re.compile(rf"{re.escape(split)}(-\d+(-of-\d+.*)?)?")  # the Hub's names too
     names = [p for p in sorted(Path(folder).glob("*.parquet")) if shard.fullmatch(p.stem)]
     if not names:
-        need(Path(folder) / f"{split}.parquet", stage)
+        raise FileNotFoundError(f"{Path(folder) / split}.parquet is missing: {remedy}")
     return list(map(str, names))
 
 
@@ -193,7 +192,7 @@ class Triplets:
     """One split of a folder of triplets, decoded a batch at a time. `texts[kind]`, `numbers[name]` are whole columns."""
 
     def __init__(self, folder, split: str, size: int):
-        files = _files(folder, split, "pick_high")
+        files = _files(folder, split, "`dvc repro pick_high` makes it, or run that notebook first")
         rows = datasets.Dataset.from_parquet(files)
         missing = [name for name in TRIPLETS if name not in rows.column_names]
         if missing:
