@@ -150,6 +150,14 @@ def test_unknown_and_missing_scorers():
         scores.load("hp", "nowhere/hp")
 
 
+@pytest.mark.parametrize("name", ["ict", "hp"])
+def test_a_folder_that_a_killed_training_left_is_named(name, tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/checkpoint.pt").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=f"has no weights: `dvc repro train_{name}` makes it"):
+        scores.load(name, f"local-dir:{tmp_path}" if name == "ict" else str(tmp_path))
+
+
 def test_text_tower_equals_open_clips(clip, tokenizer, prompts):
     tower = hub.text_tower(clip.model, tokenizer)
     ids = clip.tokenizer(prompts)

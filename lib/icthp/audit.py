@@ -14,8 +14,14 @@ CUES = ("format", "size", "bytes", "colour", "edges", "spectrum")
 RINGS = 8  # of spatial frequency, up to half a cycle a pixel
 
 
-def _pixels(content: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), dtype=np.float64) / 255
+def _image(content: bytes, size: int | None = None) -> Image.Image:
+    """In RGB, scaled to size x size unless it is so or size is None."""
+    image = Image.open(io.BytesIO(content)).convert("RGB")
+    return image if size is None or image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _pixels(content: bytes, size: int | None = None) -> np.ndarray:
+    return np.asarray(_image(content, size), dtype=np.float64) / 255
 
 
 def _encoded(image: Image.Image, format: str, **options) -> bytes:
@@ -92,15 +98,10 @@ def _same_spectrum(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray
 CONTROLS = {"colour": _same_colour, "spectrum": _same_spectrum}
 
 
-def _sized(content: bytes, size: int | None) -> Image.Image:
-    image = Image.open(io.BytesIO(content)).convert("RGB")
-    return image if size is None or image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
-
-
 def same_encoding(content: bytes, size: int | None = None) -> bytes:
     """A picture as a JPEG of quality 75, as the official I1 and I2 are, and of size x size (None: its own). What is one
     already stays as it is: a second compression would leave a trace of itself."""
-    image, again = Image.open(io.BytesIO(content)), _encoded(_sized(content, size), "JPEG", quality=75)
+    image, again = Image.open(io.BytesIO(content)), _encoded(_image(content, size), "JPEG", quality=75)
     is_one = image.format == "JPEG" and image.quantization == Image.open(io.BytesIO(again)).quantization
     return content if is_one and (size is None or image.size == (size, size)) else again
 
@@ -110,7 +111,7 @@ def alike(first: bytes, second: bytes, size: int | None = None, controls=()) -> 
     matched in these cues and both PNG, for JPEG's quantisation would undo the match."""
     if not controls:
         return same_encoding(first, size), same_encoding(second, size)
-    pixels = [np.asarray(_sized(content, size), dtype=np.float64) / 255 for content in (first, second)]
+    pixels = [_pixels(content, size) for content in (first, second)]
     for name in controls:
         pixels = CONTROLS[name](*pixels)
     return tuple(_encoded(Image.fromarray((p.clip(0, 1) * 255).round().astype(np.uint8)), "PNG") for p in pixels)
@@ -128,5 +129,5 @@ PLANTS = {
 
 def planted(content: bytes, cue: str) -> tuple[bytes, bytes]:
     """A picture as a JPEG of quality 75, and the same one with nothing but the cue changed."""
-    image = Image.open(io.BytesIO(content)).convert("RGB")
+    image = _image(content)
     return _encoded(image, "JPEG", quality=75), PLANTS[cue](image)

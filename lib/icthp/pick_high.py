@@ -189,7 +189,7 @@ def unreadable(rows: datasets.Dataset) -> list[str]:
 
 
 class Triplets:
-    """One split of a folder of triplets, decoded a batch at a time. `texts[kind]`, `numbers[name]` are whole columns."""
+    """One split of a folder of triplets, decoded a batch at a time. `texts[kind]` and `column(name)` are whole columns."""
 
     def __init__(self, folder, split: str, size: int):
         files = _files(folder, split, "`dvc repro pick_high` makes it, or run that notebook first")

@@ -239,9 +239,15 @@ def load(name: str, source: str | None = None, *, device=None, dtype=None) -> Sc
         raise ValueError(f"{name} has no weights at the micro scale: pass source=, e.g. an open_clip folder")
     parts = _parts(name, source)
     for made, folder in parts:
-        if "hf-hub:" not in folder and ("local-dir:" in folder or made == "hp") and not weights.folder_of(folder).is_dir():
-            raise FileNotFoundError(f"{folder} is missing: `dvc repro {MADE_BY.get(made, made)}` makes it (`dvc pull` for data/)")
+        if "hf-hub:" not in folder and ("local-dir:" in folder or made == "hp") and not _holds_weights(made, folder):
+            raise FileNotFoundError(f"{folder} has no weights: `dvc repro {MADE_BY.get(made, made)}` makes it (`dvc pull` for data/)")
     return _build(name, [folder for _, folder in parts]).requires_grad_(False).eval().to(device=device, dtype=dtype)
+
+
+def _holds_weights(name: str, source: str) -> bool:
+    """Is a folder there and finished? One that a killed training left holds only its checkpoint."""
+    files = ("hp.json", "hp_scorer/mlp_pytorch_model.bin") if name == "hp" else ("open_clip_config.json", *weights.FILES)
+    return any((weights.folder_of(source) / file).exists() for file in files)
 
 
 def _parts(name: str, source: str) -> list[tuple[str, str]]:
