@@ -45,3 +45,23 @@ def sd3_folder(clip_folder, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sd3")
     hub.save_sd3(pipe, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def triplets_folder(clip_folder, tmp_path_factory):
+    """24 train and 6 test triplets of the microworld; I3 is a rich render."""
+    from icthp import pick_high, pictures, scores
+
+    folder, scorer = tmp_path_factory.mktemp("triplets"), scores.load("clip", f"local-dir:{clip_folder}")
+    for split, count in (("train", 24), ("test", 6)):
+        drawn = microworld.sample(count, torch.Generator().manual_seed(count))
+        rich = pictures.encode(microworld.render(drawn.at(1)))
+        pick_high.legacy_pairs(drawn, torch.Generator().manual_seed(0)).to_parquet(folder / "pairs" / f"{split}.parquet")
+        pairs, long = pick_high.read_pairs(folder / "pairs", split), microworld.captions(drawn.at(1), "long")
+        constants, near = (
+            {"seed": 0, "split": split, "source_3": "renderer"},
+            microworld.captions(drawn.replace(count=drawn.latents["count"])),
+        )
+        rows = pick_high.triplets(pairs, long, iter(rich), scorer, theta=0.6, constants=constants, near_miss=near)
+        pick_high.write(rows, folder, split)
+    return folder

@@ -84,7 +84,7 @@ def test_split_adds_up_and_its_irrelevant_part_is_along_the_mean_text(clip, pixe
 @pytest.mark.parametrize("variant", ["paper", "released"])
 def test_hp_survives_its_folder_and_icthp_is_the_product(clip, clip_folder, pixels, prompts, tmp_path, variant):
     hp = scores.HpScorer(clip, scores.head(16, variant), {"width": 16, "variant": variant}).eval()
-    scores.save_hp(hp, weights.model_config(clip_folder), tmp_path)
+    hp.save_pretrained(tmp_path)
     again = scores.load("hp", str(tmp_path))
     values = again.score(pixels)
     assert torch.allclose(values, hp.score(pixels), atol=1e-6) and values.min() > 0 and values.max() < 1

@@ -88,11 +88,71 @@ def test_hp_loss_by_hand():
     assert losses.hp_loss(torch.zeros(256, 3)).item() == pytest.approx(0.6)
 
 
-def test_icthp_loss_released_form():
-    """Released: softmax over the triplet, and a sum over the batch where hp_loss is a mean (0.600 against about 152 at the start)."""
+def released_inputs():
+    """Five rows that a formula makes: unit features (images I1, I2, I3, easy, refined), labels by the paper, raw HP scores (5, 3)."""
+    n = torch.arange(1, 201, dtype=torch.float64)
+    features = F.normalize(((1.7 * n).sin() + (0.37 * n).cos()).view(5, 5, 8), dim=-1).float()
+    one, two, similar = (0.9 * torch.arange(15, dtype=torch.float64)).sin().abs().float().view(3, 5)
+    hp = (2.3 * torch.arange(15, dtype=torch.float64)).sin().float().view(3, 5).T
+    return features[:3], *features[3:], *losses.ict_labels(one, two, similar, theta=1.0), hp
+
+
+def test_the_released_criterion_gives_these_numbers():
+    """Computed once with the released criterion, commit bd5769f, in its bfloat16: the ICT loss is rounded to 1/128 at 2."""
+    *data, hp = released_inputs()
+    images = data[0].requires_grad_()
+    loss = losses.ict_loss(*data, beta=6.0, rounded=True)
+    loss.backward()
+    assert loss.item() == pytest.approx(2.140625, rel=4e-3)
+    assert images.grad[0, 0, :3].tolist() == pytest.approx([0.0691230, 0.0512992, -0.0057497], rel=2e-2)
+    data[3][:, 1] = data[4][:, 0]  # the released loader fills E2 from R1
+    assert losses.ict_loss(*data, beta=6.0, rounded=True).item() == pytest.approx(1.796875, rel=4e-3)
+    assert losses.hp_loss(hp).item() == pytest.approx(1.0714728832, rel=1e-6)
+
+
+def test_the_released_icthp_gives_these_numbers():
+    """The same criterion: softmax over the triplet, a sum over the batch, through bfloat16 cosines."""
+    *data, hp = released_inputs()
+    cosines = (data[0] * data[1]).sum(-1).T
+    loss = losses.icthp_loss(cosines, hp.requires_grad_(), share="softmax", reduction="sum")
+    loss.backward()
+    assert loss.item() == pytest.approx(2.9728353, rel=2e-3)
+    gradient = [[-0.0249874, -0.0323425, -0.0097959, -0.0157475, -0.0193034], [0.0189098, -0.0142610, -0.0147624, 0.0224072, -0.0256504],
+                [0.0060776, 0.0466034, 0.0245582, -0.0066597, 0.0449538]]  # fmt: skip
+    assert torch.allclose(hp.grad.T, torch.tensor(gradient), atol=4e-4)
+
+
+def test_released_icthp_outweighs_hp_by_the_batch():
+    """0.600 against about 152 at the start: one is a mean, the other a sum."""
     ict, hp = torch.zeros(256, 3), torch.zeros(256, 3)
-    assert losses.icthp_loss(ict, hp, variant="released").item() == pytest.approx(0.6 * 256, rel=1e-5)
+    assert losses.icthp_loss(ict, hp, share="softmax", reduction="sum").item() == pytest.approx(0.6 * 256, rel=1e-5)
     assert losses.icthp_loss(ict, hp).item() == pytest.approx(0.6)
+    with pytest.raises(ValueError, match="share must be"):
+        losses.icthp_loss(ict, hp, share="sigmoid")
+
+
+def test_preference_loss_is_the_cross_entropy_of_each_pair():
+    scores = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+    pairs = [F.cross_entropy(scores[:, [better, worse]], torch.zeros(7, dtype=torch.long)) for worse, better in ((0, 1), (1, 2))]
+    assert losses.preference_loss(scores).item() == pytest.approx(sum(pairs).item(), rel=1e-6)
+
+
+def test_uncertain_loss_is_thurstones_probability():
+    """Against the simulated share of draws in which the better picture scores higher; a wide variance brings it to log 2."""
+    mean, log_variance = torch.tensor([[0.0, 0.5, 2.0]], dtype=torch.float64), torch.tensor([[-1.0, 0.3, 0.7]], dtype=torch.float64)
+    draws = mean + (log_variance / 2).exp() * torch.randn(400_000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    simulated = -sum((draws[:, i + 1] > draws[:, i]).double().mean().log() for i in range(2))
+    assert losses.uncertain_loss(mean, log_variance).item() == pytest.approx(simulated.item(), abs=5e-3)
+    assert losses.uncertain_loss(-mean, torch.full((1, 3), 20.0)).item() == pytest.approx(2 * math.log(2), abs=1e-3)
+    inputs = mean.clone().requires_grad_(), log_variance.requires_grad_()
+    assert torch.autograd.gradcheck(losses.uncertain_loss, inputs)
+
+
+@pytest.mark.parametrize("loss", [losses.hp_loss, losses.preference_loss])
+def test_margin_and_preference_gradients(loss):
+    assert torch.autograd.gradcheck(
+        loss, torch.randn(6, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+    )
 
 
 def test_theta_must_be_positive():

@@ -1,110 +1,322 @@
-import math
+"""ICT, HP and their controls as stages: what they save, how they resume, what several processes do."""
 
+import base64
+import http.server
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import open_clip
+import pandas as pd
 import pytest
 import torch
+from huggingface_hub import constants
+from PIL import Image
+from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPImageProcessor
 
-from icthp.train import batch_indices, fit, learning_rate
+from icthp import kernels, losses, pick_high, scores, share, train
+from test_losses import triplets
+
+SHORT = {"steps": 2, "batch": 4, "lr": 1e-3, "warmup": 0, "validation": 0.2, "validate_every": 1}
 
 
-def run(path=None, die_at=None, steps=9, lr=0.1, noise=0.0):
+@pytest.mark.parametrize("options", [
+    {}, {"variant": "released", "rounded": True, "beta": 6.0}, {"objective": "preference"}, {"near_lambda": 0.5},
+    {"fix_rate": 0.5}, {"ema": 0.9, "accumulate": 2}, {"validation": 0.0, "cache": False}])  # fmt: skip
+def test_ict_learns_and_loads(triplets_folder, clip_folder, tmp_path, options):
+    history = train.ict(out=tmp_path, triplets=triplets_folder, clip=f"local-dir:{clip_folder}", **SHORT | options)
+    scorer, base = (scores.load("ict", f"local-dir:{folder}") for folder in (tmp_path, clip_folder))
+    test = pick_high.Triplets(triplets_folder, "test", scorer.size)
+    assert scorer.score(test.pixels([0])[:, 0], [test.texts["easy"][0]] * 3).isfinite().all()
+    moved = {k for k, v in scorer.state_dict().items() if not torch.equal(v, base.state_dict()[k])}
+    assert moved and len(history) == 2 and list(pd.read_parquet(tmp_path / "history.parquet").step) == [0, 1]
+    assert all("val_loss" in row for row in history) == ("validation" not in options)
+    if "fix_rate" in options:
+        assert not any(k.startswith(("model.visual.conv1", "model.token_embedding", "model.visual.transformer.resblocks.0")) for k in moved)
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"objective": "preference"}, {"objective": "uncertain"}, {"head": "linear", "fix_rate": 1.0}, {"parity": True},
+    {"head": "released", "hinge_on": "raw", "text_lambda": 1.0, "share": "softmax", "reduction": "sum"}])  # fmt: skip
+def test_hp_learns_and_loads(triplets_folder, clip_folder, tmp_path, options):
+    source = f"local-dir:{clip_folder}"
+    train.hp(out=tmp_path, triplets=triplets_folder, clip=source, ict=source, **SHORT | options)
+    scorer, base = scores.load("hp", str(tmp_path)), scores.load("clip", source)
+    values = scorer.score(torch.rand(3, 3, 64, 64))
+    assert ((0 < values) & (values < 1)).all() and scorer.config["outputs"] == (2 if options.get("objective") == "uncertain" else 1)
+    moved = {k for k, v in scorer.clip.state_dict().items() if not torch.equal(v, base.state_dict()[k])}
+    assert not any("token_embedding" in k or k.endswith("visual.proj") or "resblocks.0" in k for k in moved)
+    assert bool(moved) == (options.get("fix_rate") != 1.0) and any("visual.conv1" in k for k in moved) == options.get("parity", False)
+
+
+def test_bad_options_are_named(triplets_folder, clip_folder, tmp_path):
+    common = {"out": tmp_path, "triplets": triplets_folder, "clip": f"local-dir:{clip_folder}"} | SHORT
+    for stage, options, message in (
+        (train.ict, {"objective": "hinge"}, "objective must be"),
+        (train.hp, {"hinge_on": "logit"}, "hinge_on .score."),
+        (train.ict, {"variant": "new"}, "variant must be"),
+        (train.hp, {"head": "mlp"}, "head must be"),
+        (train.hp, {"fix_rate": 2.0}, "fix_rate must lie"),
+        (train.ict, {"validation": 0.02}, "too few"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            stage(**common | options)
+
+
+def test_the_reward_learns_the_order(triplets_folder, clip_folder, tmp_path):
+    """Fitted to 24 triplets, HP orders them; the same head untrained does not."""
+    train.hp(
+        out=tmp_path, triplets=triplets_folder, clip=f"local-dir:{clip_folder}", **SHORT | {"steps": 60, "batch": 12, "validation": 0.0}
+    )
+    fitted = pick_high.Triplets(triplets_folder, "train", 64)
+    values = torch.stack([scores.load("hp", str(tmp_path)).score(p) for p in fitted.pixels(range(24))], 1)
+    assert (values[:, 2] > values[:, 1]).double().mean() > 0.9
+
+
+# ---- what is computed, and what is not ------------------------------------------------------------------------------
+
+
+def count(step) -> float:
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops() / 1e9
+
+
+def test_step_flops_at_the_papers_size():
+    """ViT-H/14 on the meta device, GFLOP a triplet: ICT without HP's tower; HP with cached ICT scalars, in parity mode (embeddings train,
+    so the backward pass crosses the frozen half) and with the embeddings frozen too."""
+    with torch.device("meta"):
+        clip, head = open_clip.CLIP(**open_clip.get_model_config("ViT-H-14")), scores.head(1024, "released")
+        pixels, words, labels = torch.empty(6, 3, 224, 224), torch.zeros(4, 77, dtype=torch.long), torch.empty(2, 3)
+
+    def ict():
+        v, t, _ = clip(pixels, words)
+        losses.ict_loss(v.unflatten(0, (3, -1)), *t.chunk(2), labels, labels).backward()
+
+    def hp():
+        losses.hp_loss(head(clip.encode_image(pixels)).sigmoid().view(3, -1).T).backward()
+
+    assert round(count(ict) / 2) == 3293
+    clip.requires_grad_(False)
+    layers, below = train.image_tower(clip)
+    for parity, expected in ((True, 2525), (False, 2006)):
+        torch.nn.ModuleList(layers).requires_grad_(True)
+        train.freeze(layers, below, 0.5, parity)
+        assert round(count(hp) / 2) == expected
+
+
+def test_cached_pictures_are_the_decoded_ones(triplets_folder, tmp_path):
+    plain, cached = (pick_high.Triplets(triplets_folder, "train", 48) for _ in range(2))
+    assert (cached.cache(tmp_path).pixels([3, 0]) - plain.pixels([3, 0])).abs().max() <= 0.5 / 255 + 1e-6
+    stamp = [p.stat().st_mtime_ns for p in tmp_path.iterdir()]
+    pick_high.Triplets(triplets_folder, "train", 48).cache(tmp_path)
+    assert [p.stat().st_mtime_ns for p in tmp_path.iterdir()] == stamp and len(stamp) == 1
+    pick_high.Triplets(triplets_folder, "test", 48).cache(tmp_path)  # other pictures, another file
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_loader_is_twenty_times_the_released_one(tmp_path):
+    """P18: 1024-pixel PNG files, as the released dataset class reads them (PIL, then CLIP's processor, one by one) and from the store."""
+    noise = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    large = torch.nn.functional.interpolate(noise, (1024, 1024), mode="bicubic")[0].clamp(0, 1).mul(255).byte().permute(1, 2, 0).numpy()
+    Image.fromarray(large).save(buffer := io.BytesIO(), "PNG")
+    row = {f"image_{i}": {"bytes": buffer.getvalue(), "path": None} for i in (1, 2, 3)} | {"easy_prompt": "a", "refined_prompt": "b"}
+    row |= {"E1": 0.5, "E2": 0.5, "R1": 0.5, "R2": 0.5, "seed": 0, "split": "train", "source_1": "", "source_2": "", "source_3": ""}
+    pick_high.write([row | {"prompt_id": i} for i in range(4)], tmp_path, "train")
+    stored, processor = pick_high.Triplets(tmp_path, "train", 224).cache(tmp_path / "store"), CLIPImageProcessor()
+
+    def seconds(load, times):
+        load()
+        start = time.process_time()
+        for _ in range(times):
+            load()
+        return (time.process_time() - start) / times
+
+    released = seconds(lambda: [processor(Image.open(io.BytesIO(buffer.getvalue())), return_tensors="pt") for _ in range(3)], 3)
+    ours = seconds(lambda: stored.pixels([0, 1, 2, 3]), 20) / 4
+    assert released > 20 * ours, f"{released / ours:.1f} times"
+
+
+# ---- killed, and on several processes -------------------------------------------------------------------------------
+
+KILLED = """
+import os, sys
+import torch
+from icthp import loop, train
+out, triplets, clip = sys.argv[1:4]
+recipe = dict(steps=9, batch=4, lr=1e-3, warmup=2, validation=0.2, validate_every=2, ema=0.9, save_every=2)
+rate = loop.learning_rate
+torch.set_num_threads(1)
+for name, die_at in (pair.split("=") for pair in sys.argv[4:]):
+    if os.fork():  # the parent has imported everything and computed nothing
+        print(os.WTERMSIG(os.wait()[1]))
+        continue
+    loop.learning_rate = lambda step, **kw: os.kill(os.getpid(), 9) if step == int(die_at) else rate(step, **kw)
+    train.ict(out=f"{out}/{name}", triplets=triplets, clip="local-dir:" + clip, **recipe)
+    os._exit(0)
+"""
+
+
+def test_kill_9_three_times_gives_the_same_weights(triplets_folder, clip_folder, tmp_path):
+    steps = sorted(np.random.default_rng().choice(np.arange(1, 9), 3, replace=False).tolist())
+    runs = ["whole=-1", *(f"killed={step}" for step in steps), "killed=-1"]
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path, triplets_folder, clip_folder, *runs], capture_output=True, text=True)
+    assert done.stdout.split() == ["0", "9", "9", "9", "0"], done.stderr
+    whole, killed = (load_file(tmp_path / out / "open_clip_model.safetensors") for out in ("whole", "killed"))
+    assert all(torch.equal(whole[k], killed[k]) for k in whole), f"killed at {steps}"
+    whole, killed = (pd.read_parquet(tmp_path / out / "history.parquet") for out in ("whole", "killed"))
+    pd.testing.assert_frame_equal(whole, killed)
+
+
+SHARDS = """
+import sys
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from test_train import shard_of_the_loss
+dist.init_process_group("gloo")
+torch.set_num_threads(1)
+out = [shard_of_the_loss(name, dist.get_rank(), 2, DistributedDataParallel) for name in sys.argv[2:]]
+if dist.get_rank() == 0:
+    torch.save(out, sys.argv[1])
+dist.destroy_process_group()
+"""
+SHARDED = {"gram": {"beta": 6.0}, "weights": {"beta": 0.1}, "groups": {"beta": 6.0, "groups": torch.arange(12) // 3}}
+
+
+def shard_of_the_loss(name, rank, world, wrap):
+    """[loss of the global batch, gradient of a layer that makes the features], of the `rank`-th of `world` equal parts."""
+    images, easy, refined, *labels = triplets(12, 10)
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
-
-    def loss_at(model, step):
-        if step == die_at:
-            raise KeyboardInterrupt
-        x = torch.randn(16, 4) + noise
-        return (model(x) - x.sum(1, keepdim=True)).square().mean(), {"first": x[0, 0].item()}
-
-    try:
-        history = fit(model, loss_at, steps=steps, lr=lr, warmup=2, checkpoint=path, save_every=2)
-    except KeyboardInterrupt:
-        return None, None
-    return model.state_dict(), history
+    layer, mine = torch.nn.Linear(10, 10).double(), slice(rank, None, world)
+    model = wrap(layer)
+    features = model(torch.cat([images[:, mine].flatten(0, 1), easy[mine], refined[mine]]))
+    v, e, r = torch.nn.functional.normalize(features, dim=-1).split([36 // world, 12 // world, 12 // world])
+    options = {k: value[mine] if k == "groups" else value for k, value in SHARDED[name].items()}
+    loss = kernels.sharded_ict_loss(v.unflatten(0, (3, -1)), e, r, *(part[mine] for part in labels), **options)
+    loss.backward()
+    value = loss.detach().clone()
+    if world > 1:
+        torch.distributed.all_reduce(value)
+    return [value / world, layer.weight.grad]
 
 
-def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path):
-    """Killed at step 5 with a checkpoint of step 4: dropout, data, schedule and optimiser state all go on."""
-    whole, history = run()
-    run(tmp_path / "c.pt", die_at=5)
-    resumed, again = run(tmp_path / "c.pt")
-    assert history == again and len(history) == 9
-    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
-    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+def free_port() -> str:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return str(s.getsockname()[1])
 
 
-def test_a_finished_run_is_not_repeated(tmp_path):
-    first = run(tmp_path / "c.pt")
-    second = run(tmp_path / "c.pt", die_at=1)  # only step 0 is, to see that the run is the same
-    assert second[1] == first[1]
+def test_two_processes_give_the_loss_and_gradients_of_one(tmp_path):
+    """The global batch in one process and in halves, under DistributedDataParallel: Gram matrices, weights, repeated prompts."""
+    (tmp_path / "shards.py").write_text(SHARDS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    here = os.environ | {"PYTHONPATH": os.path.dirname(__file__)}
+    subprocess.run([*launch, tmp_path / "shards.py", tmp_path / "two.pt", *SHARDED], check=True, timeout=300, env=here)
+    for name, two in zip(SHARDED, torch.load(tmp_path / "two.pt", weights_only=True)):
+        for a, b in zip(shard_of_the_loss(name, 0, 1, lambda layer: layer), two):
+            assert (a - b).norm() <= 1e-10 * a.norm(), name
 
 
-def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
-    run(tmp_path / "c.pt")
-    with pytest.raises(ValueError, match="delete it to start again"):
-        run(tmp_path / "c.pt", lr=0.2)
+def test_accelerate_launch_trains_what_one_process_trains(triplets_folder, clip_folder, tmp_path):
+    """`accelerate launch -m icthp.train --stage ict` on two processes, from a params.yaml."""
+    recipe = {"steps": 3, "batch": 4, "lr": 0.001, "warmup": 0, "validation": 0.2, "beta": 6.0}
+    recipe |= {"triplets": str(triplets_folder), "clip": f"local-dir:{clip_folder}"}
+    (tmp_path / "params.yaml").write_text(json.dumps({"shared": {"seed": 3, "device": "cpu", "size": 64}, "train_ict": recipe}))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1", "--mixed_precision=no"]
+    launch += [
+        "--dynamo_backend=no",
+        "--num_processes=2",
+        f"--main_process_port={free_port()}",
+        "-m",
+        "icthp.train",
+        "--stage=ict",
+        "out=two",
+    ]
+    subprocess.run(launch, cwd=tmp_path, check=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    train.ict(out=tmp_path / "one", seed=3, **recipe)
+    one, two = (load_file(tmp_path / world / "open_clip_model.safetensors") for world in ("one", "two"))
+    # a key's bias shifts all logits of a softmax alike, so its gradient is rounding, which AdamW makes a full step of
+    assert all((one[k] - two[k]).norm() <= 1e-5 * one[k].norm() for k in one if "in_proj_bias" not in k)
+    histories = [pd.read_parquet(tmp_path / world / "history.parquet") for world in ("one", "two")]
+    assert np.allclose(*(h.loss for h in histories), rtol=1e-5) and [h.processes[0] for h in histories] == [1, 2]
 
 
-def test_a_checkpoint_of_other_data_is_refused(tmp_path):
-    run(tmp_path / "c.pt")
-    with pytest.raises(ValueError, match="c.pt began with loss .* delete it to start again"):
-        run(tmp_path / "c.pt", noise=0.5)
+# ---- sharing --------------------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_holds_what_trains(tmp_path):
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2).requires_grad_(False), torch.nn.Linear(2, 1))
-    fit(model, lambda m, step: (m(torch.ones(1, 2)).sum().square(), {}), steps=2, lr=0.1, checkpoint=tmp_path / "c.pt")
-    assert set(torch.load(tmp_path / "c.pt", weights_only=True)["model"]) == {"1.weight", "1.bias"}
+@pytest.fixture
+def pushed(monkeypatch):
+    """A local Hub: as much of its HTTP interface as a push of small files uses. Yields {path in the repository: its bytes}."""
+    files = {}
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def answer(self, value):
+            body = json.dumps(value).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self):
+            self.answer({"id": "me/ict", "sha": "0" * 40, "siblings": []})
+
+        def do_POST(self):
+            body, url = self.rfile.read(int(self.headers["Content-Length"] or 0)), f"http://127.0.0.1:{self.server.server_port}/me/ict"
+            if self.path.endswith("/repos/create"):
+                return self.answer({"url": url, "name": "me/ict"})
+            if "/preupload/" in self.path:
+                asked = json.loads(body)["files"]
+                return self.answer({"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in asked]})
+            if "/commit/" in self.path:
+                for line in map(json.loads, body.splitlines()):
+                    if line["key"] == "file":
+                        files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                return self.answer({"success": True, "commitUrl": f"{url}/commit/{'0' * 40}", "commitOid": "0" * 40})
+            return self.answer({})
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    yield files
+    server.shutdown()
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_names_the_batch_and_leaves_the_checkpoint(tmp_path, bad):
-    model = torch.nn.Linear(1, 1)
-    loss_at = lambda m, step: ((m(torch.ones(1, 1)) - 3).square().sum() * (bad if step == 5 else 1), {})
-    says = r"loss is (nan|inf) at step 5; lower the learning rate 0.1, or look at this batch, prompt_id \[50, 51\]"
-    with pytest.raises(FloatingPointError, match=says):
-        fit(model, loss_at, steps=9, lr=0.1, checkpoint=tmp_path / "c.pt", save_every=2, batch=lambda step: [10 * step, 10 * step + 1])
-    assert all(p.isfinite().all() for p in model.parameters())
-    assert len(torch.load(tmp_path / "c.pt", weights_only=True)["history"]) == 4
-
-
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
-    save, written = torch.save, []
-
-    def full(state, path):
-        written.append(path)
-        if len(written) == 3:
-            path.write_bytes(b"half")
-            raise OSError(28, "No space left on device")
-        save(state, path)
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
-        run(tmp_path / "c.pt")
-    assert len(torch.load(tmp_path / "c.pt", weights_only=True)["history"]) == 4
-    monkeypatch.setattr(torch, "save", save)
-    resumed, history = run(tmp_path / "c.pt")
-    whole, expected = run()
-    assert history == expected and all(torch.equal(whole[k], resumed[k]) for k in whole)
-
-
-def test_training_without_a_gradient_is_refused():
-    with torch.no_grad(), pytest.raises(ValueError, match="no gradient"):
-        fit(torch.nn.Linear(1, 1), lambda m, step: (m(torch.ones(1, 1)).sum(), {}), steps=2, lr=1.0)
-
-
-def test_batches_show_every_row_once_an_epoch():
-    rows = torch.cat([batch_indices(step, n=10, size=4) for step in range(5)])
-    assert sorted(rows[:10].tolist()) == sorted(rows[10:].tolist()) == list(range(10))
-    assert rows[:10].tolist() != rows[10:].tolist()
-    assert torch.equal(batch_indices(3, n=10, size=4), batch_indices(3, n=10, size=4))
-    assert len(batch_indices(0, n=3, size=8)) == 8  # a table smaller than the batch
-
-
-def test_learning_rate_closed_form():
-    at = lambda step, **k: learning_rate(step, steps=110, peak=2.0, warmup=10, **k)
-    assert [at(0), at(9), at(10)] == [0.2, 2.0, 2.0]
-    assert at(60) == pytest.approx(1.0) and at(35) == pytest.approx(1 + math.cos(math.pi / 4))
-    assert at(60, schedule="linear") == 1.0 and at(109, schedule="constant") == 2.0
-    with pytest.raises(ValueError, match="schedule"):
-        at(60, schedule="step")
+@pytest.mark.parametrize("name", ["ict", "hp"])
+def test_a_pushed_scorer_is_the_saved_one(pushed, clip_folder, tmp_path, name):
+    """The whole folder, card included, goes to the Hub in one commit, and what arrives loads and scores alike."""
+    clip = scores.load("clip", f"local-dir:{clip_folder}")
+    config = {"width": 16, "variant": "paper", "outputs": 1}
+    scorer = clip if name == "ict" else scores.HpScorer(clip, scores.head(**config), config).eval()
+    scorer.save_pretrained(tmp_path / "saved")
+    measured = {"ict_i2_i1_acc": 0.61, "ict_i2_i1_acc_low": 0.5, "ict_i2_i1_acc_high": 0.7, "ict_i2_i1_acc_n": 90, "final_loss": 0.2}
+    share.write_card(tmp_path / "saved", name, "micro", {"steps": 9, "variant": "paper"}, measured)
+    source = f"local-dir:{tmp_path / 'saved'}" if name == "ict" else str(tmp_path / "saved")
+    scores.load(name, source).push_to_hub("me/ict", token="hf_test")
+    for path, contents in pushed.items():
+        (tmp_path / "arrived" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "arrived" / path).write_bytes(contents)
+    again = scores.load(name, source.replace("saved", "arrived"))
+    pixels = torch.rand(2, 3, 64, 64)
+    assert torch.equal(again.score(pixels, ["a", "b"]), scorer.score(pixels, ["a", "b"]))
+    card = (tmp_path / "arrived/README.md").read_text()
+    assert "| ict_i2_i1_acc | 0.610 | 0.500 to 0.700 | 90 |" in card and "final_loss" not in card and "- steps: `9`" in card
+    assert "micro numbers" in card and "Known failures" in card and card.startswith("---\n")
+    assert (
+        type(scorer).from_pretrained(str(tmp_path / "arrived")).score(pixels, ["a", "b"]).tolist()
+        == scorer.score(pixels, ["a", "b"]).tolist()
+    )

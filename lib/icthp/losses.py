@@ -1,9 +1,10 @@
 """Labels and losses of ICT, HP and ICT-HP as pure functions of tensors: the oracle of everything faster.
 
 b triplets I1 (lost), I2 (won), I3 (refined); two prompts each, easy and refined. Half-precision input is computed in
-float32; float64 stays float64. `variant="released"` gives the released code's form where it differs.
+float32; float64 stays float64. The released code's forms are options: beta=6, rounded, share="softmax", reduction="sum".
 """
 
+import contextlib
 import functools
 
 import torch
@@ -11,12 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def no_autocast(device: torch.device):
+    """A context outside any autocast region, which would turn products into bfloat16; the meta device knows none."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else contextlib.nullcontext()
+
+
 def full_precision(loss):
-    """Decorator: the loss is computed outside any autocast region, which would turn its products into bfloat16."""
+    """Decorator: the loss is computed outside any autocast region."""
 
     @functools.wraps(loss)
     def outside(first: Tensor, *args, **options) -> Tensor:
-        with torch.autocast(first.device.type, enabled=False):
+        with no_autocast(first.device):
             return loss(first, *args, **options)
 
     return outside
@@ -60,29 +67,36 @@ def ict_loss(
     alpha: float = 20.0,
     beta: float = 6.0,
     groups: Tensor | None = None,
+    rounded: bool = False,
 ) -> Tensor:
     """Scalar ICT loss. images (3, b, d), easy and refined (b, d): unit rows; labels (b, 3).
 
     For each prompt kind: the mean over (b, 3) of (matched cosine - label)^2, plus neg_lambda times the mean over the
     3 b (b - 1) mismatched (image, text) pairs of weight * cosine^2. groups (b,) int: rows of equal id have the same
-    prompt; pairs among them are no negatives, and the mean is over those that remain (0 where none does).
+    prompt; pairs among them are no negatives, and the mean is over those that remain (0 where none does). rounded:
+    cosines and labels go through bfloat16 first, as released, which drops differences below 0.004.
     """
     total = 0
     for text, labels in ((easy, easy_labels), (refined, refined_labels)):
-        total = total + matched_loss(images, text, labels) + neg_lambda * mismatched_loss(images, text, alpha, beta, groups)
+        total = total + matched_loss(images, text, labels, rounded)
+        total = total + neg_lambda * mismatched_loss(images, text, alpha, beta, groups, rounded)
     return total
 
 
-def matched_loss(images: Tensor, text: Tensor, labels: Tensor) -> Tensor:
+def matched_loss(images: Tensor, text: Tensor, labels: Tensor, rounded: bool = False) -> Tensor:
     """Mean over (b, 3) of (cosine of each image with its own prompt - label)^2."""
     cosine = (_wide(images) * _wide(text)).sum(-1)  # (3, b)
-    return (cosine - _wide(labels).T).square().mean()
+    return (_round(cosine, rounded) - _round(_wide(labels).T, rounded)).square().mean()
 
 
-def mismatched_loss(images: Tensor, text: Tensor, alpha: float, beta: float, groups: Tensor | None = None) -> Tensor:
+def _round(x: Tensor, rounded: bool) -> Tensor:
+    return x.bfloat16().to(x.dtype) if rounded else x
+
+
+def mismatched_loss(images, text, alpha: float, beta: float, groups: Tensor | None = None, rounded: bool = False) -> Tensor:
     """Weighted mean square of all cosines between images and other rows' prompts; holds (3, b, b) in memory."""
     b = len(text)
-    cosine = _wide(images) @ _wide(text).T
+    cosine = _round(_wide(images) @ _wide(text).T, rounded)
     negative = ~torch.eye(b, dtype=torch.bool, device=text.device) if groups is None else groups[:, None] != groups[None]
     total = (negative_weight(cosine, alpha, beta) * cosine.square() * negative).sum()
     return total / (3 * negative.sum()).clamp(min=1)
@@ -95,9 +109,28 @@ def hp_loss(hp: Tensor, margin: float = 0.3) -> Tensor:
     return (F.relu(margin - (hp[:, 1:] - hp[:, :-1]))).sum(1).mean()
 
 
-def icthp_loss(ict: Tensor, hp: Tensor, margin: float = 0.3, variant: str = "paper") -> Tensor:
-    """The same hinges on the product ICT * HP; both (b, 3), hp in (0, 1). "released": HP is a softmax over the raw
-    scores of the triplet, and the loss a sum over the batch."""
-    if variant == "released":
-        return hp_loss(ict * hp.softmax(1), margin) * len(hp)
-    return hp_loss(ict * hp, margin)
+def icthp_loss(ict: Tensor, hp: Tensor, margin: float = 0.3, *, share: str = "own", reduction: str = "mean") -> Tensor:
+    """The same hinges on the product ICT * HP; both (b, 3). share: "own", hp in (0, 1) as it is, or "softmax" over the
+    triplet's raw scores; reduction: "mean" or "sum" over the batch. Released: softmax and sum."""
+    if share not in ("own", "softmax") or reduction not in ("mean", "sum"):
+        raise ValueError(f'share must be "own" or "softmax", reduction "mean" or "sum", not {share!r}, {reduction!r}')
+    loss = hp_loss(ict * (hp.softmax(1) if share == "softmax" else hp), margin)
+    return loss * len(hp) if reduction == "sum" else loss
+
+
+@full_precision
+def preference_loss(scores: Tensor) -> Tensor:
+    """Bradley-Terry on (b, 3) scores of I1, I2, I3 -> scalar: mean over b of -log sigmoid of I2 - I1 plus that of I3 - I2; with
+    logit-scaled cosines it is PickScore's recipe (arXiv 2305.01569)."""
+    scores = _wide(scores)
+    return F.softplus(scores[:, :-1] - scores[:, 1:]).sum(1).mean()
+
+
+@full_precision
+def uncertain_loss(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Thurstone's model: each score is a normal variable; (b, 3), (b, 3) -> scalar: mean over b of -log P(I2 > I1) and
+    -log P(I3 > I2), P(a > b) = Phi((mean_a - mean_b) / sqrt(variance_a + variance_b)). A noisy vote can widen the variance
+    instead of bending the mean (the idea of HPSv3, arXiv 2508.03789)."""
+    mean, variance = _wide(mean), _wide(log_variance).exp()
+    z = (mean[:, 1:] - mean[:, :-1]) / (variance[:, 1:] + variance[:, :-1]).sqrt()
+    return -torch.special.log_ndtr(z).sum(1).mean()

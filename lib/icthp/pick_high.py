@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -197,7 +198,7 @@ class Triplets:
         missing = [name for name in TRIPLETS if name not in rows.column_names]
         if missing:
             raise ValueError(f"{files[0]} has no column {', '.join(missing)}; `dvc repro pick_high` writes a table that has them")
-        self.rows, self.size = rows, size
+        self.rows, self.size, self.bytes = rows, size, None
         self.texts = {kind: list(rows[f"{kind}_prompt"]) for kind in ("easy", "refined")} | {"near": list(rows["near_miss"])}
         ids = {prompt: i for i, prompt in enumerate(dict.fromkeys(self.texts["easy"]))}
         self.groups = torch.tensor([ids[prompt] for prompt in self.texts["easy"]])  # equal ids: the same prompt
@@ -225,8 +226,26 @@ class Triplets:
             easy[:, 1] = refined[:, 0]
         return tuple(torch.cat([labels, torch.ones(len(self), 1)], 1) for labels in (easy, refined))
 
+    def cache(self, folder) -> "Triplets":
+        """From now on `pixels` reads a file of bytes in `folder`, (n, 3, 3, size, size), which is made here if these
+        pictures have none: each is decoded and resized once, and rounded to 1/255."""
+        file = Path(folder) / f"{self.rows._fingerprint}-{self.size}.npy"
+        if not file.exists():
+            atomic(file, self._decode_all)
+        self.bytes = np.load(file, mmap_mode="r")
+        return self
+
+    def _decode_all(self, file: Path) -> None:
+        store = np.lib.format.open_memmap(file, "w+", np.uint8, (len(self), 3, 3, self.size, self.size))
+        for start in range(0, len(self), 256):
+            part = range(start, min(start + 256, len(self)))
+            store[part.start : part.stop] = self.pixels(part).movedim(1, 0).mul(255).round().byte().numpy()
+        store.flush()
+
     def pixels(self, rows) -> Tensor:
         """Pictures I1, I2, I3 of some rows: (3, m, 3, size, size) in [0, 1]."""
+        if self.bytes is not None:
+            return torch.from_numpy(self.bytes[[int(r) for r in rows]]).movedim(0, 1).float() / 255
         part = self.rows[[int(r) for r in rows]]
         return torch.stack([stack(part[f"image_{i}"], self.size) for i in (1, 2, 3)])
 

@@ -5,6 +5,7 @@ Runs a notebook from the project's root with the parameters of its section. The 
 """
 
 import ast
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 from ruamel.yaml import YAML
 
+TRAINING = ("seed", "precision")  # what every training takes of them
 SHARED = "shared"  # the section whose values a notebook takes when it declares them
 
 
@@ -59,6 +61,13 @@ def parameters(notebook, section: str, extra: dict) -> dict:
     return values
 
 
+def arguments(function, section: str, extra: dict) -> dict:
+    """The section's values, the shared ones that `function` or the training loop takes by name, and `extra`."""
+    params = YAML(typ="safe").load(Path("params.yaml"))
+    names = inspect.signature(function).parameters
+    return {k: v for k, v in params[SHARED].items() if k in names or k in TRAINING} | params[section] | extra
+
+
 def run(notebook, section: str, output=None, **extra) -> Path:
     """Execute `notebook` with `section`; the executed copy goes to `output` (default runs/notebooks/NAME.ipynb)."""
     notebook = Path(notebook)
@@ -70,7 +79,7 @@ def run(notebook, section: str, output=None, **extra) -> Path:
     return output
 
 
-def _value(pair: str) -> tuple:
+def value(pair: str) -> tuple:
     """name=value, read as params.yaml would read it."""
     name, equals, value = pair.partition("=")
     if not equals:
@@ -84,7 +93,7 @@ def main(argv: list[str]) -> int:
         return 2
     notebook, section, *pairs = argv
     try:
-        extra = dict(_value(pair) for pair in pairs)
+        extra = dict(value(pair) for pair in pairs)
         print(f"{notebook} -> {run(notebook, section, **extra)}")
     except PapermillExecutionError as error:
         print(f"{notebook}, cell {error.exec_count}: {error.ename}: {error.evalue}", file=sys.stderr)

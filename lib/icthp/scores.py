@@ -9,6 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from icthp import hub, imagereward, pictures, weights
+from icthp.losses import no_autocast
+from icthp.share import Shared
 
 SOURCES = {"clip": "local-dir:data/hub/clip", "pickscore": "local-dir:data/hub/pickscore", "ict": "local-dir:models/ict",
            "hp": "models/hp", "icthp": "models", "hpsv2": None, "imagereward": None,
@@ -53,13 +55,22 @@ def preprocess(pixels: Tensor, size: int, mean, std) -> Tensor:
     return (pixels - mean) / std
 
 
-class ClipScorer(Scorer):
-    """Cosine of an open_clip model's image and text features, times its logit scale when `scaled` (PickScore)."""
+class ClipScorer(Scorer, Shared):
+    """Cosine of an open_clip model's image and text features, times its logit scale when `scaled` (PickScore). `architecture`:
+    open_clip's model_cfg, which saving needs."""
 
-    def __init__(self, model, tokenizer, scaled: bool = False):
+    def __init__(self, model, tokenizer, scaled: bool = False, architecture: dict | None = None):
         super().__init__()
-        self.model, self.tokenizer, self.scaled = model, tokenizer, scaled
+        self.model, self.tokenizer, self.scaled, self.architecture = model, tokenizer, scaled, architecture
+        self._hub_mixin_config = None  # open_clip's own file says all
         self.unit = "logit-scaled cosine" if scaled else "cosine"
+
+    def _save_pretrained(self, folder: Path) -> None:
+        hub.save_clip(self.model, self.tokenizer, self.architecture, folder, dtype=torch.float32)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **_) -> "ClipScorer":
+        return load_clip(model_id if Path(model_id).is_dir() else f"hf-hub:{model_id}")
 
     @property
     def size(self) -> int:
@@ -101,25 +112,30 @@ class ClipScorer(Scorer):
         return cosine * self.model.logit_scale.exp() if self.scaled else cosine
 
 
-def head(width: int, variant: str = "paper") -> nn.Sequential:
-    """HP's head on a (b, width) image embedding. "paper": LayerNorm and a GELU MLP, default init. "released": five
-    linear layers without a non-linearity between, dropout after the first three, weights N(0, 1 / (width + 1)) and
-    zero bias, as in the released model: one affine map."""
+def head(width: int, variant: str = "paper", outputs: int = 1) -> nn.Sequential:
+    """HP's head on a (b, width) image embedding. "paper": LayerNorm and a GELU MLP, default init. "linear": one layer. "affine":
+    five linear layers without a non-linearity between, dropout after the first three, as in the released model: one affine
+    map. "released": the same, its weights drawn from N(0, 1 / (width + 1)), zero bias, so that it starts at 1e-10."""
+    if variant not in ("paper", "linear", "affine", "released"):
+        raise ValueError(f'head must be "paper", "linear", "affine" or "released", not {variant!r}')
     if variant == "paper":
-        return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Dropout(0.1), nn.Linear(width, 1))
-    widths, drops = [width, 1024, 128, 64, 16, 1], [0.2, 0.2, 0.1]
+        return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Dropout(0.1), nn.Linear(width, outputs))
+    if variant == "linear":
+        return nn.Sequential(nn.Linear(width, outputs))
+    widths, drops = [width, 1024, 128, 64, 16, outputs], [0.2, 0.2, 0.1]
     layers = []
     for i, (n, m) in enumerate(zip(widths, widths[1:])):
         linear = nn.Linear(n, m)
-        nn.init.normal_(linear.weight, std=1 / (width + 1))
-        nn.init.zeros_(linear.bias)
+        if variant == "released":
+            nn.init.normal_(linear.weight, std=1 / (width + 1))
+            nn.init.zeros_(linear.bias)
         layers += [linear, nn.Dropout(drops[i])] if i < len(drops) else [linear]
     return nn.Sequential(*layers)
 
 
-class HpScorer(Scorer):
+class HpScorer(Scorer, Shared):
     """HP: sigmoid(head(image embedding)) in (0, 1), the embedding not normalised; the prompt plays no part. The head is
-    outside autocast: scores that differ by less than bfloat16's 0.004 stay apart."""
+    outside autocast: scores that differ by less than bfloat16's 0.004 stay apart. config: `head`'s arguments."""
 
     needs_prompt = False
     unit = "probability-like, 0 to 1"
@@ -128,10 +144,23 @@ class HpScorer(Scorer):
         super().__init__()
         self.clip, self.head, self.config = clip, head_, config or {}
 
-    def forward(self, pixels: Tensor, prompts=None) -> Tensor:
+    def raw(self, pixels: Tensor) -> Tensor:
+        """(b, outputs): the score before its sigmoid, and the logarithm of its variance where the head has one."""
         features = self.clip.image_features(pixels, normalize=False)
-        with torch.autocast(features.device.type, enabled=False):
-            return torch.sigmoid(self.head(features.to(next(self.head.parameters()).dtype)).squeeze(-1))
+        with no_autocast(features.device):
+            return self.head(features.to(next(self.head.parameters()).dtype))
+
+    def forward(self, pixels: Tensor, prompts=None) -> Tensor:
+        return torch.sigmoid(self.raw(pixels)[:, 0])
+
+    def _save_pretrained(self, folder: Path) -> None:
+        """The tuned CLIP in open_clip's format, the head beside it; the mixin writes config.json."""
+        self.clip._save_pretrained(folder)
+        save_file({k: v.detach().cpu().contiguous() for k, v in self.head.state_dict().items()}, folder / "hp.safetensors")
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **_) -> "HpScorer":
+        return load_hp(model_id if Path(model_id).is_dir() else f"hf-hub:{model_id}")
 
 
 class IctHpScorer(Scorer):
@@ -203,27 +232,22 @@ def aesthetic_head(path) -> nn.Module:
 def load_clip(source: str, scaled: bool = False) -> ClipScorer:
     """Any source that weights.read_clip takes; a path alone is a folder."""
     source = f"local-dir:{source}" if Path(source).is_dir() else source
-    return ClipScorer(*weights.read_clip(source), scaled)
+    scorer = ClipScorer(*weights.read_clip(source), scaled, weights.model_config(source))
+    return scorer.with_card(weights.folder_of(source)) if source.startswith("local-dir:") else scorer
 
 
 def load_hp(source: str) -> HpScorer:
-    """A folder that `save_hp` wrote, or the released layout: hp_backbone/pytorch_model.bin, hp_scorer/mlp_pytorch_model.bin."""
+    """A folder that HpScorer.save_pretrained wrote, or the released layout: hp_backbone/pytorch_model.bin and
+    hp_scorer/mlp_pytorch_model.bin."""
     folder = weights.folder_of(source)
     if (released := folder / "hp_scorer/mlp_pytorch_model.bin").exists():
         clip = load_clip(f"local-dir:{folder / 'hp_backbone'}")
         state = {name.removeprefix("layers."): value for name, value in weights.read_state(released).items()}
         config = {"width": state["0.weight"].shape[1], "variant": "released"}
         return HpScorer(clip, weights.fill(head(**config), state, released), config)
-    config = json.loads((folder / "hp.json").read_text())
-    head_ = weights.fill(head(config["width"], config["variant"]), load_file(folder / "hp.safetensors"), folder / "hp.safetensors")
-    return HpScorer(load_clip(f"local-dir:{folder}"), head_, config)
-
-
-def save_hp(hp: HpScorer, clip_config: dict, folder) -> None:
-    """The tuned CLIP in open_clip's format, and the head beside it."""
-    hub.save_clip(hp.clip.model, hp.clip.tokenizer, clip_config, folder, dtype=torch.float32)
-    save_file({k: v.detach().cpu().contiguous() for k, v in hp.head.state_dict().items()}, Path(folder) / "hp.safetensors")
-    (Path(folder) / "hp.json").write_text(json.dumps(hp.config))
+    config = json.loads((folder / "config.json").read_text())
+    head_ = weights.fill(head(**config), load_file(folder / "hp.safetensors"), folder / "hp.safetensors")
+    return HpScorer(load_clip(f"local-dir:{folder}"), head_, config).with_card(folder)
 
 
 def load(name: str, source: str | None = None, *, device=None, dtype=None) -> Scorer:
@@ -246,7 +270,7 @@ def load(name: str, source: str | None = None, *, device=None, dtype=None) -> Sc
 
 def _holds_weights(name: str, source: str) -> bool:
     """Is a folder there and finished? One that a killed training left holds only its checkpoint."""
-    files = ("hp.json", "hp_scorer/mlp_pytorch_model.bin") if name == "hp" else ("open_clip_config.json", *weights.FILES)
+    files = ("hp.safetensors", "hp_scorer/mlp_pytorch_model.bin") if name == "hp" else ("open_clip_config.json", *weights.FILES)
     return any((weights.folder_of(source) / file).exists() for file in files)
 
 

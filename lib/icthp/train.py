@@ -1,122 +1,193 @@
-"""One training loop for every model of the project: the data of a step depends on its number alone, so a killed run
-that starts again goes on to the same numbers."""
+"""The two rewards and their controls as training stages: what a batch of triplets teaches ICT and HP.
 
-import math
-from collections.abc import Callable
+Notebooks 03 and 04 and the study call `ict` and `hp` on one process. On several
+`accelerate launch -m icthp.train --stage ict [name=value ...]` does, with the parameters of its section of params.yaml.
+"""
+
+import argparse
 from pathlib import Path
 
+import pandas as pd
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from icthp.hub import DTYPES, atomic
-
-
-def learning_rate(step: int, *, steps: int, peak: float, warmup: int = 0, schedule: str = "cosine") -> float:
-    """Linear warm-up to `peak`, then "cosine" or "linear" decay to 0 at `steps`, or "constant"."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    decay = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
-    if schedule not in decay:
-        raise ValueError(f"schedule must be one of {', '.join(decay)}, not {schedule!r}")
-    return peak * decay[schedule]
+from icthp import evaluate, kernels, losses, pick_high, scores
+from icthp.loop import batch_indices, fit
 
 
-def batch_indices(step: int, *, n: int, size: int, seed: int = 0) -> Tensor:
-    """(size,) int64: the rows of step `step` when n rows are shuffled anew each epoch and cut into batches; a last,
-    short batch of an epoch is filled from the next one."""
-    rows, start = [], step * size
-    while len(rows) < size:
-        epoch, offset = divmod(start + len(rows), n)
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
-        rows += order[offset : offset + size - len(rows)]
-    return torch.tensor(rows)
+def ict(*, out, triplets, clip, objective: str = "ict", variant: str = "paper", neg_lambda: float = 0.5, alpha: float = 20.0,
+        beta: float = 0.5, rounded: bool = False, near_lambda: float = 0.0, fix_rate: float = 0.0, parity: bool = False,
+        device="cpu", **training) -> list[dict]:  # fmt: skip
+    """Train a CLIP on the triplets of a folder and save it to `out`, in open_clip's format; returns fit's history.
 
+    objective: "ict", or "preference", PickScore's recipe on the same triplets. variant: Triplets.labels'. neg_lambda, alpha, beta,
+    rounded: losses.ict_loss's. near_lambda: weight of near-miss prompts as negatives. fix_rate: share of both towers' blocks that
+    stays frozen, parity: see `freeze`. training: see `_train`."""
+    if objective not in ("ict", "preference"):
+        raise ValueError(f'objective must be "ict" or "preference", not {objective!r}')
+    device = _device(device)
+    scorer = scores.load("clip", clip, device=device).requires_grad_(True)
+    freeze(*image_tower(scorer.model), fix_rate, parity)
+    freeze(*text_tower(scorer.model), fix_rate, parity)
+    scorer.model.logit_scale.requires_grad_(objective == "preference")  # a plain cosine has none
+    train = pick_high.Triplets(triplets, "train", scorer.size)
+    kinds = ("easy",) if objective == "preference" else ("easy", "refined", "near") if near_lambda else ("easy", "refined")
+    options = {"neg_lambda": neg_lambda, "alpha": alpha, "beta": beta, "rounded": rounded}
+    labels = train.labels(variant)
 
-def fit(
-    model: nn.Module,
-    loss_at: Callable[[nn.Module, int], tuple[Tensor, dict]],
-    *,
-    steps: int,
-    lr: float,
-    warmup: int = 0,
-    schedule: str = "cosine",
-    weight_decay: float = 0.01,
-    betas: tuple[float, float] = (0.9, 0.98),
-    clip: float = 1.0,
-    seed: int = 0,
-    precision: str = "no",
-    checkpoint=None,
-    save_every: int = 100,
-    label: str = "train",
-    batch: Callable[[int], list] | None = None,
-) -> list[dict]:
-    """Train the parameters of `model` that require a gradient with AdamW; returns one record of numbers a step.
+    def loss_of(model, rows: Tensor, groups, ict_loss) -> Tensor:
+        images = scorer.preprocess(train.pixels(rows).flatten(0, 1).to(device))
+        tokens = scorer.tokenizer([text or "-" for kind in kinds for text in train.prompts(kind, rows)])
+        v, t, scale = model(images, tokens.to(device))
+        v, texts = v.unflatten(0, (3, -1)), t.chunk(len(kinds))
+        if objective == "preference":
+            return losses.preference_loss(scale * (v * texts[0]).sum(-1).T)
+        easy, refined = (part[rows].to(device) for part in labels)
+        loss = ict_loss(v, *texts[:2], easy, refined, groups=groups, **options)
+        return loss + (near_lambda * losses.matched_loss(v, texts[2], torch.zeros_like(easy)) if near_lambda else 0)
 
-    loss_at(model, step) -> (scalar loss, dict of numbers to record). Random draws inside it (dropout too) are seeded
-    by (seed, step). It runs where the model lies. With `checkpoint` (a path) the run saves every `save_every` steps and
-    resumes from it, after it has repeated step 0 and found the same loss and gradient norm: a checkpoint of other data,
-    another model or another loss is refused with ValueError. `precision`: "no", or "bf16" for autocast. A loss that is not
-    finite stops the run with FloatingPointError before the weights change; it names the prompt ids batch(step), if given.
-    """
-    if precision not in DTYPES:
-        raise ValueError(f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
-    accelerator = Accelerator(mixed_precision=precision, cpu=next(model.parameters()).device.type == "cpu")
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(trainable, lr=lr, betas=betas, weight_decay=weight_decay))
-    recipe = {"steps": steps, "lr": lr, "warmup": warmup, "schedule": schedule, "weight_decay": weight_decay, "seed": seed}
-    model.train()
-
-    def gradient(step: int) -> dict:
-        torch.manual_seed(seed * 1_000_003 + step)
-        with accelerator.autocast():
-            loss, numbers = loss_at(model, step)
-        if loss.requires_grad:  # a DRaFT step has left its gradients already
-            accelerator.backward(loss)
-        elif all(p.grad is None for p in trainable):
-            raise ValueError(f"{label}: the loss of step {step} has no gradient; is it computed inside torch.no_grad()?")
-        record = {"loss": loss, "grad_norm": accelerator.clip_grad_norm_(trainable, clip)} | numbers
-        return {"step": step} | {k: torch.as_tensor(v).item() for k, v in record.items()}
-
-    history = _resume(checkpoint, recipe, accelerator.unwrap_model(model), optimizer, gradient)
-    bar = tqdm(range(len(history), steps), desc=label, initial=len(history), total=steps, mininterval=5)
-    for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps=steps, peak=lr, warmup=warmup, schedule=schedule)
-        history.append(gradient(step))
-        if not math.isfinite(history[-1]["loss"]):
-            what = f"{label}: the loss is {history[-1]['loss']} at step {step}; lower the learning rate {lr}"
-            raise FloatingPointError(what + (f", or look at this batch, prompt_id {batch(step)}" if batch else ""))
-        optimizer.step()
-        optimizer.zero_grad()
-        bar.set_postfix(loss=f"{history[-1]['loss']:.4g}", refresh=False)
-        if checkpoint and accelerator.is_main_process and ((step + 1) % save_every == 0 or step + 1 == steps):
-            _save(checkpoint, recipe, accelerator.unwrap_model(model), optimizer, history)
-    model.eval()
+    history = _train(scorer.model, loss_of, train, out, device=device, label="ict", **training)
+    if PartialState().is_main_process:
+        scorer.save_pretrained(out)
     return history
 
 
-def _save(path, recipe: dict, model: nn.Module, optimizer, history: list[dict]) -> None:
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    weights = {name: t for name, t in model.state_dict().items() if name not in frozen}
-    state = {"recipe": recipe, "model": weights, "optimizer": optimizer.state_dict(), "history": history}
-    atomic(path, lambda partial: torch.save(state, partial))
+def hp(*, out, triplets, clip, objective: str = "margin", margin: float = 0.3, hinge_on: str = "score", head: str = "paper",
+       fix_rate: float = 0.5, parity: bool = False, text_lambda: float = 0.0, share: str = "own", reduction: str = "mean",
+       ict: str = "", device="cpu", **training) -> list[dict]:  # fmt: skip
+    """Train HP on the triplets of a folder and save it to `out`; returns fit's history.
+
+    objective: "margin" (hinges), "preference" (Bradley-Terry) or "uncertain" (Thurstone; the head has a variance). hinge_on: hinges on the
+    "score", the sigmoid that is used afterwards, or on "raw" head outputs, as released. head: scores.head's variant. fix_rate: share
+    of the image tower's layers that stays frozen (1: a probe of frozen features), parity: see `freeze`. text_lambda: weight of the
+    hinges on ICT * HP, whose frozen scalars come from the scorer `ict`, once; share, reduction: losses.icthp_loss's."""
+    if objective not in ("margin", "preference", "uncertain") or hinge_on not in ("score", "raw"):
+        raise ValueError(
+            f'objective must be "margin", "preference" or "uncertain", hinge_on "score" or "raw"; got {objective}, {hinge_on}'
+        )
+    device = _device(device)
+    backbone = scores.load("clip", clip, device=device)
+    torch.manual_seed(training.get("seed", 0))
+    config = {"width": backbone.architecture["embed_dim"], "variant": head, "outputs": 1 + (objective == "uncertain")}
+    scorer = scores.HpScorer(backbone, scores.head(**config).to(device), config)
+    layers, below = image_tower(backbone.model)
+    nn.ModuleList(layers).requires_grad_(True)
+    freeze(layers, below, fix_rate, parity)
+    train = pick_high.Triplets(triplets, "train", backbone.size)
+    frozen = evaluate.score_triplets(scores.load("ict", ict, device=device), train) if text_lambda else None
+
+    def loss_of(model, rows: Tensor, *_) -> Tensor:
+        raw = model(train.pixels(rows).flatten(0, 1).to(device)).float().unflatten(0, (3, -1)).movedim(0, 1)  # (b, 3, outputs)
+        mean = raw[..., 0]
+        if objective != "margin":
+            return losses.preference_loss(mean) if objective == "preference" else losses.uncertain_loss(mean, raw[..., 1])
+        loss = losses.hp_loss(mean.sigmoid() if hinge_on == "score" else mean, margin)
+        if text_lambda:
+            values = mean if share == "softmax" else mean.sigmoid()
+            loss = loss + text_lambda * losses.icthp_loss(frozen[rows].to(device), values, margin, share=share, reduction=reduction)
+        return loss
+
+    history = _train(_Raw(scorer), loss_of, train, out, device=device, label="hp", **training)
+    if PartialState().is_main_process:
+        scorer.save_pretrained(out)
+    return history
 
 
-def _resume(path, recipe: dict, model: nn.Module, optimizer, gradient) -> list[dict]:
-    if path is None or not Path(path).exists():
-        return []
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["recipe"] != recipe:
-        raise ValueError(f"{path} was written with {state['recipe']}, not {recipe}; delete it to start again")
-    was, now = state["history"][0], gradient(0)
-    optimizer.zero_grad()
-    for name, tolerance in (("loss", 1e-3), ("grad_norm", 1e-2)):
-        if not math.isclose(was[name], now[name], rel_tol=tolerance, abs_tol=1e-7):
-            begun = f"{path} began with {name} {was[name]:.6g}, this run with {now[name]:.6g}"
-            raise ValueError(f"{begun}: its data, model or loss is another; delete it to start again")
-    model.load_state_dict(model.state_dict() | state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["history"]
+STAGES = {"ict": ict, "hp": hp}
+
+
+def _device(device):
+    """This process's own, where several share the work."""
+    state = PartialState(cpu=torch.device(device).type == "cpu")
+    return state.device if state.num_processes > 1 else device
+
+
+class _Raw(nn.Module):
+    """HP before its sigmoid, as a module of its own: what DistributedDataParallel can wrap."""
+
+    def __init__(self, hp: scores.HpScorer):
+        super().__init__()
+        self.hp = hp
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.hp.raw(pixels)
+
+
+def _train(model: nn.Module, loss_of, train: pick_high.Triplets, out, *, batch: int, seed: int = 0, validation: float = 0.1,
+           validate_every: int = 30, keep: str = "best", cache: bool = True, device="cpu", **options) -> list[dict]:  # fmt: skip
+    """fit, on all prompts but a share of them, `validation`, which the same loss judges. batch: triplets at once, over all
+    processes; each takes its part. cache: decode every picture once, to a file in `out`. options: fit's."""
+    state, work = PartialState(), Path(out) / "work"
+    if batch % state.num_processes:
+        raise ValueError(f"batch must be a multiple of the {state.num_processes} processes, not {batch}")
+    if cache:
+        with state.main_process_first():
+            train.cache(work)
+    held = train.groups % round(1 / validation) == 0 if validation else torch.zeros(len(train), dtype=torch.bool)
+    learnt, judged = (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+    if len(learnt) < 2 or validation and len(judged) < 2:
+        raise ValueError(f"{len(train)} triplets are too few to keep {validation:.0%} of their prompts for validation")
+    rows_of = lambda i: learnt[batch_indices(i, n=len(learnt), size=batch, seed=seed)]
+
+    def groups_of(rows: Tensor) -> Tensor | None:
+        groups = train.groups[rows]  # only a batch that repeats a prompt needs to say so
+        return groups.to(device) if len(groups.unique()) < len(groups) else None
+
+    def loss_at(model, i: int):
+        rows, mine = rows_of(i), slice(state.process_index, None, state.num_processes)
+        groups = groups_of(rows)
+        return loss_of(model, rows[mine], groups if groups is None else groups[mine], kernels.sharded_ict_loss), {}
+
+    def validate(model) -> float:
+        parts = judged.split(batch)
+        return sum(loss_of(model, rows, groups_of(rows), kernels.ict_loss).item() * len(rows) for rows in parts) / len(judged)
+
+    history = fit(model, loss_at, checkpoint=work / "checkpoint.pt", seed=seed, validate=validate if validation else None,
+                  validate_every=validate_every, keep=keep if validation else "last", schedule="linear",
+                  batch=lambda i: train.column("prompt_id")[rows_of(i)].tolist(), **options)  # fmt: skip
+    if state.is_main_process:
+        pd.DataFrame(history).assign(processes=state.num_processes).to_parquet(Path(out) / "history.parquet")
+    return history
+
+
+# ---- partly frozen towers ---------------------------------------------------------------------------------------
+
+
+def image_tower(clip) -> tuple[list[nn.Module], list[nn.Parameter]]:
+    """An open_clip CLIP's image layers, lowest first, the last norm among them; and the parameters below them."""
+    visual = clip.visual
+    return [*visual.transformer.resblocks, visual.ln_post], [
+        visual.conv1.weight, visual.class_embedding, visual.positional_embedding, *visual.ln_pre.parameters()]  # fmt: skip
+
+
+def text_tower(clip) -> tuple[list[nn.Module], list[nn.Parameter]]:
+    """The same for its text."""
+    return [*clip.transformer.resblocks, clip.ln_final], [clip.token_embedding.weight, clip.positional_embedding]
+
+
+def freeze(layers: list[nn.Module], below: list[nn.Parameter], rate: float, parity: bool = False) -> None:
+    """Freeze the lowest int(rate * layers) of them and what lies below, so that no gradient is computed there. parity: the embeddings
+    train all the same, as released, which runs the backward pass through all the frozen layers."""
+    if not 0 <= rate <= 1:
+        raise ValueError(f"fix_rate must lie in [0, 1], not {rate}")
+    count = int(rate * len(layers))
+    nn.ModuleList(layers[:count]).requires_grad_(False)
+    for parameter in below:
+        parameter.requires_grad_(parity or not count)
+
+
+def main() -> None:
+    from icthp import run  # the parameters of notebooks, which nothing else here needs
+
+    parser = argparse.ArgumentParser(prog="icthp.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=sorted(STAGES), required=True)
+    parser.add_argument("pairs", nargs="*", metavar="name=value", help="in place of params.yaml's")
+    told = parser.parse_args()
+    run.enter_project()
+    stage = STAGES[told.stage]
+    stage(**run.arguments(stage, f"train_{told.stage}", dict(map(run.value, told.pairs))))
+
+
+if __name__ == "__main__":
+    main()

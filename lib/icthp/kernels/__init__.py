@@ -7,6 +7,7 @@
 """
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -22,8 +23,10 @@ def constant_weight(alpha: float, beta: float) -> bool:
     return alpha * (beta - 1) >= 17.4
 
 
-def choose(b: int, d: int, alpha: float, beta: float, groups) -> str:
+def choose(b: int, d: int, alpha: float, beta: float, groups, rounded: bool = False) -> str:
     """Gram costs 20 b d^2 FLOPs against 36 b^2 d, so it wins above b = 0.56 d; see tests/test_kernels.py."""
+    if rounded:
+        return "eager"
     if constant_weight(alpha, beta) and groups is None and b > 0.56 * d:
         return "gram"
     return "chunked" if b > 2 * CHUNK else "eager"
@@ -41,17 +44,23 @@ def ict_loss(
     alpha: float = 20.0,
     beta: float = 6.0,
     groups: Tensor | None = None,
+    rounded: bool = False,
     impl: str = "auto",
 ) -> Tensor:
-    """icthp.losses.ict_loss by the implementation `impl`. Raises ValueError for an unknown one, or where "gram" would
-    be wrong: groups, or a weight that is not constant."""
+    """icthp.losses.ict_loss by the implementation `impl`. Raises ValueError for an unknown one, or where it would be wrong:
+    "gram" knows neither groups nor a weight that is not constant, and only "eager" rounds. See also `sharded_ict_loss`."""
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, not {impl!r}")
     b, d = easy.shape
-    impl = choose(b, d, alpha, beta, groups) if impl == "auto" else impl
+    impl = choose(b, d, alpha, beta, groups, rounded) if impl == "auto" else impl
+    if rounded and impl != "eager":
+        raise ValueError(f'rounded=True, the released code\'s bfloat16, is for impl="eager", not {impl!r}')
     if impl == "gram" and (groups is not None or not constant_weight(alpha, beta)):
         raise ValueError('impl="gram" is exact only without groups and with a constant weight (alpha * (beta - 1) >= 17.4)')
-    mismatched = {"eager": losses.mismatched_loss, "gram": _gram, "chunked": _chunked}[impl]
+    options = {"neg_lambda": neg_lambda, "alpha": alpha, "beta": beta, "groups": groups}
+    if impl == "eager":
+        return losses.ict_loss(images, easy, refined, easy_labels, refined_labels, rounded=rounded, **options)
+    mismatched = {"gram": _gram, "chunked": _chunked}[impl]
     total = 0
     for text, labels in ((easy, easy_labels), (refined, refined_labels)):
         total = total + matched_loss(images, text, labels) + neg_lambda * mismatched(images, text, alpha, beta, groups)
@@ -59,11 +68,57 @@ def ict_loss(
 
 
 def _gram(images: Tensor, text: Tensor, alpha: float, beta: float, groups) -> Tensor:
-    v, t = losses._wide(images), losses._wide(text)
-    b, flat = len(t), v.flatten(0, 1)
-    everything = ((t.T @ t) * (flat.T @ flat)).sum()
-    matched = (v * t).sum(-1).square().sum()
+    b = len(text)
+    everything, matched = _squares(images, text, lambda grams: grams)
     return (everything - matched) / max(1, 3 * b * (b - 1))
+
+
+def _squares(images: Tensor, text: Tensor, summed) -> tuple[Tensor, Tensor]:
+    """The sums of squares of all cosines and of the matched ones; `summed` adds up the two (d, d) Gram matrices of all processes."""
+    v, t = losses._wide(images), losses._wide(text)
+    grams = summed(torch.stack([t.T @ t, v.flatten(0, 1).T @ v.flatten(0, 1)]))
+    return grams.prod(0).sum(), (v * t).sum(-1).square().sum()
+
+
+@losses.full_precision
+def sharded_ict_loss(
+    images, easy, refined, easy_labels, refined_labels, *, neg_lambda=0.5, alpha=20.0, beta=6.0, groups=None, **options
+) -> Tensor:
+    """ict_loss of a batch of which every process holds an equal part: the mean over the processes is the loss, and
+    DistributedDataParallel's mean of the gradients is its gradient. On one process it is ict_loss.
+
+    While the weight is constant, processes exchange two (d, d) matrices a prompt kind, whatever the batch, and nothing in the
+    backward pass; otherwise the features themselves. groups must be None on all processes or on none."""
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    data = images, easy, refined, easy_labels, refined_labels
+    options |= {"neg_lambda": neg_lambda, "alpha": alpha, "beta": beta}
+    if world == 1:
+        return ict_loss(*data, groups=groups, **options)
+    if groups is not None or options.get("rounded") or not constant_weight(alpha, beta):
+        data = [_gathered(x, 1 if x is images else 0) for x in data]
+        return ict_loss(*data, groups=None if groups is None else _gathered(groups, 0), **options)
+    b, total = len(easy) * world, 0
+    for text, labels in ((easy, easy_labels), (refined, refined_labels)):
+        everything, matched = _squares(images, text, _all_reduced)
+        mismatched = (everything - world * matched) / (3 * b * (b - 1))
+        total = total + matched_loss(images, text, labels) + neg_lambda * mismatched
+    return total
+
+
+def _all_reduced(grams: Tensor) -> Tensor:
+    """The sum over processes; its gradient reaches this process's own part, times their number, which a mean takes back."""
+    total = grams.detach().clone()
+    dist.all_reduce(total)
+    return total + dist.get_world_size() * (grams - grams.detach())
+
+
+def _gathered(x: Tensor, dim: int) -> Tensor:
+    """All processes' parts, joined along `dim`; the gradient as in _all_reduced."""
+    world, rank = dist.get_world_size(), dist.get_rank()
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world)]
+    dist.all_gather(parts, x.detach().contiguous())
+    parts[rank] = parts[rank] + world * (x - x.detach())
+    return torch.cat(parts, dim)
 
 
 def _chunked(images: Tensor, text: Tensor, alpha: float, beta: float, groups) -> Tensor:

@@ -1,0 +1,187 @@
+"""One training loop for every model of the project: the data of a step depends on its number alone, so a killed run
+that starts again goes on to the same numbers."""
+
+import contextlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from icthp.hub import DTYPES, atomic
+
+
+def learning_rate(step: int, *, steps: int, peak: float, warmup: int = 0, schedule: str = "cosine") -> float:
+    """Linear warm-up to `peak`, then "cosine" or "linear" decay to 0 at `steps`, or "constant"."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    decay = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
+    if schedule not in decay:
+        raise ValueError(f"schedule must be one of {', '.join(decay)}, not {schedule!r}")
+    return peak * decay[schedule]
+
+
+def batch_indices(step: int, *, n: int, size: int, seed: int = 0) -> Tensor:
+    """(size,) int64: the rows of step `step` when n rows are shuffled anew each epoch and cut into batches; a last,
+    short batch of an epoch is filled from the next one."""
+    rows, start = [], step * size
+    while len(rows) < size:
+        epoch, offset = divmod(start + len(rows), n)
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
+        rows += order[offset : offset + size - len(rows)]
+    return torch.tensor(rows)
+
+
+def fit(
+    model: nn.Module,
+    loss_at: Callable[[nn.Module, int], tuple[Tensor, dict]],
+    *,
+    steps: int,
+    lr: float,
+    warmup: int = 0,
+    schedule: str = "cosine",
+    weight_decay: float = 0.01,
+    betas: tuple[float, float] = (0.9, 0.98),
+    clip: float = 1.0,
+    accumulate: int = 1,
+    ema: float = 0.0,
+    seed: int = 0,
+    precision: str = "no",
+    checkpoint=None,
+    save_every: int = 100,
+    validate: Callable[[nn.Module], float] | None = None,
+    validate_every: int = 100,
+    keep: str = "last",
+    label: str = "train",
+    batch: Callable[[int], list] | None = None,
+) -> list[dict]:
+    """Train the parameters of `model` that require a gradient with AdamW; returns one record of numbers a step.
+
+    loss_at(model, i) -> (scalar loss, dict of numbers to record) for batch i; a step takes `accumulate` batches. Random draws inside
+    it (dropout too) are seeded by (seed, i). It runs where the model lies, on every process of an `accelerate launch`, where
+    gradients are the mean over processes. `ema`: decay of an average of the weights, which the model holds in the end; 0 for none.
+    With `checkpoint` (a path) the run saves every `save_every` steps and resumes from it, after it has repeated step 0 and found
+    the same loss and gradient norm: a checkpoint of other data, another model or another loss is refused with ValueError.
+    validate(model) -> a loss, every `validate_every` steps and at the end; the record has it as "val_loss", and the weights of the
+    lowest lie beside the checkpoint as best.pt; keep="best" ends with those. `precision`: "no", or "bf16" for autocast. A loss
+    that is not finite stops the run with FloatingPointError before the weights change; it names the prompt ids batch(i), if given.
+    """
+    if precision not in DTYPES:
+        raise ValueError(f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
+    if keep not in ("last", "best") or keep == "best" and not (checkpoint and validate):
+        raise ValueError(f'keep must be "last", or "best" with a checkpoint and a validation, not {keep!r}')
+    accelerator = Accelerator(mixed_precision=precision, cpu=next(model.parameters()).device.type == "cpu")
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    plain, average = model, EMAModel(trainable, decay=ema) if ema else None
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(trainable, lr=lr, betas=betas, weight_decay=weight_decay))
+    recipe = {"steps": steps, "lr": lr, "warmup": warmup, "schedule": schedule, "weight_decay": weight_decay, "seed": seed}
+    recipe |= {"accumulate": accumulate, "ema": ema}
+    best = Path(checkpoint).with_name("best.pt") if checkpoint else None
+    model.train()
+
+    def backward(i: int, last: bool) -> dict:
+        torch.manual_seed((seed + 7919 * accelerator.process_index) * 1_000_003 + i)
+        with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            with accelerator.autocast():
+                loss, numbers = loss_at(model, i)
+            if loss.requires_grad:  # a DRaFT step has left its gradients already
+                accelerator.backward(loss / accumulate)
+            elif all(p.grad is None for p in trainable):
+                raise ValueError(f"{label}: the loss of step {i} has no gradient; is it computed inside torch.no_grad()?")
+        return {"loss": loss} | numbers
+
+    def gradient(step: int) -> dict:
+        parts = [backward(step * accumulate + j, last=j == accumulate - 1) for j in range(accumulate)]
+        norm = accelerator.clip_grad_norm_(trainable, clip)
+        mean = torch.tensor([[torch.as_tensor(v).item() for v in part.values()] for part in parts], dtype=torch.float64).mean(0)
+        mean = accelerator.reduce(mean.to(accelerator.device), "mean") if accelerator.num_processes > 1 else mean
+        return {"step": step} | dict(zip(parts[0], mean.tolist())) | {"grad_norm": float(norm)}
+
+    history = _resume(checkpoint, recipe, plain, optimizer, average, gradient)
+    bar = tqdm(range(len(history), steps), desc=label, initial=len(history), total=steps, mininterval=5,
+               disable=not accelerator.is_main_process)  # fmt: skip
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps=steps, peak=lr, warmup=warmup, schedule=schedule)
+        history.append(gradient(step))
+        if not math.isfinite(history[-1]["loss"]):
+            what = f"{label}: the loss is {history[-1]['loss']} at step {step}; lower the learning rate {lr}"
+            ids = [i for j in range(accumulate) for i in batch(step * accumulate + j)] if batch else []
+            raise FloatingPointError(what + (f", or look at this batch, prompt_id {ids}" if batch else ""))
+        optimizer.step()
+        optimizer.zero_grad()
+        if average:
+            average.step(trainable)
+        done = step + 1 == steps
+        if validate and (done or (step + 1) % validate_every == 0):
+            with _averaged(average, trainable):
+                history[-1]["val_loss"] = _validated(validate, plain)
+                lowest = min((r["val_loss"] for r in history if "val_loss" in r), default=math.inf)
+                if best and accelerator.is_main_process and history[-1]["val_loss"] <= lowest:
+                    atomic(best, lambda partial: torch.save(_trained(plain), partial))
+        bar.set_postfix(loss=f"{history[-1]['loss']:.4g}", refresh=False)
+        if checkpoint and accelerator.is_main_process and (done or (step + 1) % save_every == 0):
+            _save(checkpoint, recipe, plain, optimizer, average, history)
+    if average:
+        average.copy_to(trainable)
+    accelerator.wait_for_everyone()
+    if keep == "best":
+        plain.load_state_dict(plain.state_dict() | torch.load(best, map_location="cpu", weights_only=True))
+    model.eval()
+    return history
+
+
+@contextlib.contextmanager
+def _averaged(average: EMAModel | None, trainable: list[nn.Parameter]):
+    """Inside, the parameters are their average, if there is one."""
+    if average:
+        average.store(trainable)
+        average.copy_to(trainable)
+    yield
+    if average:
+        average.restore(trainable)
+
+
+def _validated(validate, model: nn.Module) -> float:
+    model.eval()
+    with torch.no_grad():
+        loss = float(validate(model))
+    model.train()
+    return loss
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    """The state without what is frozen."""
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    return {name: t for name, t in model.state_dict().items() if name not in frozen}
+
+
+def _save(path, recipe: dict, model: nn.Module, optimizer, average: EMAModel | None, history: list[dict]) -> None:
+    state = {"recipe": recipe, "model": _trained(model), "optimizer": optimizer.state_dict(), "history": history}
+    state |= {"ema": average.state_dict()} if average else {}
+    atomic(path, lambda partial: torch.save(state, partial))
+
+
+def _resume(path, recipe: dict, model: nn.Module, optimizer, average: EMAModel | None, gradient) -> list[dict]:
+    if path is None or not Path(path).exists():
+        return []
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if state["recipe"] != recipe:
+        raise ValueError(f"{path} was written with {state['recipe']}, not {recipe}; delete it to start again")
+    was, now = state["history"][0], gradient(0)
+    optimizer.zero_grad()
+    for name, tolerance in (("loss", 1e-3), ("grad_norm", 1e-2)):
+        if not math.isclose(was[name], now[name], rel_tol=tolerance, abs_tol=1e-7):
+            begun = f"{path} began with {name} {was[name]:.6g}, this run with {now[name]:.6g}"
+            raise ValueError(f"{begun}: its data, model or loss is another; delete it to start again")
+    model.load_state_dict(model.state_dict() | state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    if average:
+        average.load_state_dict(state["ema"])
+        average.to(next(model.parameters()).device)
+    return state["history"]

@@ -1,0 +1,66 @@
+"""Saving and publishing a trained scorer: save_pretrained(folder), push_to_hub("you/ict"), and its model card."""
+
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, PyTorchModelHubMixin
+
+from icthp.hub import atomic
+
+FAILURES = {
+    "ict": "I3's target is 1 by construction, so its two columns cannot tell containing the prompt from being drawn by I3's "
+    "generator. A prompt is cut where the text tower ends. Only I2 > I1 was judged by votes.",
+    "hp": "It reads no prompt, so it cannot see that a picture is beside the point, and a generator tuned on it alone may leave the "
+    "prompt for texture. I3 beats I2 by construction; only I2 > I1 was judged by votes.",
+}
+
+TEXT = """
+# {title} ({scale} scale)
+
+A reward model after Ba et al., ICCV 2025 (arXiv 2507.19002), from the corrected reproduction `icthp`: `icthp.scores.load("{name}", ...)`.
+{note}
+## How it was trained
+
+{facts}
+
+## What it is worth
+
+Held-out prompts, 95 % bootstrap interval over prompts. I2 > I1 is judged by votes; the I3 columns hold by construction.
+
+| measure | mean | interval | n |
+|---|---|---|---|
+{rows}
+
+## Known failures
+
+{failures}
+"""
+
+
+class Shared(PyTorchModelHubMixin):
+    """A scorer that huggingface_hub can save and push. Subclasses write and read the folder; its README.md travels with it."""
+
+    card = ""
+
+    def generate_model_card(self, **_) -> ModelCard:
+        return ModelCard(self.card or "---\nlibrary_name: icthp\n---\nA scorer of the kind `icthp.scores` loads; nobody wrote its card.\n")
+
+    def with_card(self, folder):
+        """The scorer itself, with the README.md that lies in its folder, if one does."""
+        readme = Path(folder) / "README.md"
+        self.card = readme.read_text() if readme.exists() else ""
+        return self
+
+
+def write_card(folder, name: str, scale: str, facts: dict, metrics: dict) -> None:
+    """folder/README.md of a trained "ict" or "hp": how it was trained (facts), every metric that has an interval (evaluate.flat's
+    keys), and what is known to fail."""
+    measured = [key for key in metrics if f"{key}_low" in metrics]
+    result = lambda key: EvalResult("image-scoring", "pick-high", f"Pick-High ({scale})", "accuracy", metrics[key], metric_name=key)
+    data = ModelCardData(library_name="icthp", tags=["reward-model", name], model_name=name, eval_results=list(map(result, measured)))
+    row = lambda key: (
+        f"| {key} | {metrics[key]:.3f} | {metrics[key + '_low']:.3f} to {metrics[key + '_high']:.3f} | {metrics[key + '_n']} |"
+    )
+    note = "" if scale == "paper" else f"\n**These are {scale} numbers, not the paper's: they say that the code works, no more.**\n"
+    text = TEXT.format(title=name.upper(), name=name, scale=scale, note=note, failures=FAILURES[name], rows="\n".join(map(row, measured)),
+                       facts="\n".join(f"- {k}: `{v}`" for k, v in facts.items()))  # fmt: skip
+    atomic(Path(folder) / "README.md", lambda path: path.write_text(f"---\n{data.to_yaml()}\n---\n{text}"))
