@@ -8,7 +8,7 @@ export DVC_NO_ANALYTICS := 1
 STORY := 01_scoring_paradox 02_pick_high 03_train_ict 04_train_hp 05_draft_k 06_evaluate 07_figures
 APPENDIX := A1_build_microworld A2_score_your_images A3_benchmarks A4_published_data
 
-.PHONY: repro test data lab bench clean
+.PHONY: repro test data lab bench study clean
 
 repro: .venv/ready  ## the paper at micro scale: every figure and table
 	dvc pull data.dvc
@@ -31,6 +31,11 @@ data: .venv/ready  ## rebuild data/ from nothing: under two hours on two cores
 lab: .venv/ready  ## the notebooks in JupyterLab
 	dvc pull data.dvc
 	HF_HUB_OFFLINE=0 jupyter lab notebooks
+
+study: .venv/ready  ## the controls, three seeds each, into study/controls.csv: about an hour on two cores
+	dvc pull data.dvc
+	dvc repro study/dvc.yaml
+	python study/controls.py table
 
 bench: .venv/ready
 	python -m icthp.run notebooks/A3_benchmarks.ipynb bench

@@ -213,18 +213,22 @@ class Triplets:
             raise ValueError(f"these triplets have no {name}: the notebook or release that wrote them does not know it")
         return torch.tensor(values)
 
-    def labels(self, variant: str = "paper") -> tuple[Tensor, Tensor]:
-        """ICT targets, easy (n, 3) and refined (n, 3). "paper": E and R as written, 1 for I3. "released": R1 stands in for
-        E2, as in the released loader. "units": E_i, I3's too, is the share of the prompt's units found in the picture."""
+    def labels(self, variant: str = "paper", theta: float | None = None) -> tuple[Tensor, Tensor]:
+        """ICT targets, easy (n, 3) and refined (n, 3). "paper": E and R as written, or anew for another theta; 1 for I3.
+        "released": R1 stands in for E2, as in the released loader. "units": E_i, I3's too, is the share of the prompt's
+        units found in the picture."""
         if variant not in ("paper", "released", "units"):
             raise ValueError(f'variant must be "paper", "released" or "units", not {variant!r}')
         if variant == "units":
             easy = torch.stack([self.column(f"units_{i}") for i in (1, 2, 3)], 1)
             return easy, torch.cat([easy[:, :2] * self.column("text_sim")[:, None], easy[:, 2:]], 1)
-        easy, refined = (torch.stack([self.column(f"{k}{i}") for i in (1, 2)], 1) for k in "ER")
+        if theta:
+            easy, refined = losses.ict_labels(*(self.column(name) for name in ("clip_1", "clip_2", "text_sim")), theta)
+        else:
+            easy, refined = (torch.stack([*(self.column(f"{k}{i}") for i in (1, 2)), torch.ones(len(self))], 1) for k in "ER")
         if variant == "released":
             easy[:, 1] = refined[:, 0]
-        return tuple(torch.cat([labels, torch.ones(len(self), 1)], 1) for labels in (easy, refined))
+        return easy, refined
 
     def cache(self, folder) -> "Triplets":
         """From now on `pixels` reads a file of bytes in `folder`, (n, 3, 3, size, size), which is made here if these

@@ -16,13 +16,13 @@ from icthp import evaluate, kernels, losses, pick_high, scores
 from icthp.loop import batch_indices, fit
 
 
-def ict(*, out, triplets, clip, objective: str = "ict", variant: str = "paper", neg_lambda: float = 0.5, alpha: float = 20.0,
-        beta: float = 0.5, rounded: bool = False, near_lambda: float = 0.0, fix_rate: float = 0.0, parity: bool = False,
-        device="cpu", **training) -> list[dict]:  # fmt: skip
+def ict(*, out, triplets, clip, objective: str = "ict", variant: str = "paper", theta: float | None = None, neg_lambda: float = 0.5,
+        alpha: float = 20.0, beta: float = 0.5, rounded: bool = False, near_lambda: float = 0.0, fix_rate: float = 0.0,
+        parity: bool = False, device="cpu", **training) -> list[dict]:  # fmt: skip
     """Train a CLIP on the triplets of a folder and save it to `out`, in open_clip's format; returns fit's history.
 
-    objective: "ict", or "preference", PickScore's recipe on the same triplets. variant: Triplets.labels'. neg_lambda, alpha, beta,
-    rounded: losses.ict_loss's. near_lambda: weight of near-miss prompts as negatives. fix_rate: share of both towers' blocks that
+    objective: "ict", or "preference", PickScore's recipe on the same triplets. variant, theta: Triplets.labels'. neg_lambda, alpha,
+    beta, rounded: losses.ict_loss's. near_lambda: weight of near-miss prompts as negatives. fix_rate: share of both towers' blocks that
     stays frozen, parity: see `freeze`. training: see `_train`."""
     if objective not in ("ict", "preference"):
         raise ValueError(f'objective must be "ict" or "preference", not {objective!r}')
@@ -34,7 +34,7 @@ def ict(*, out, triplets, clip, objective: str = "ict", variant: str = "paper", 
     train = pick_high.Triplets(triplets, "train", scorer.size)
     kinds = ("easy",) if objective == "preference" else ("easy", "refined", "near") if near_lambda else ("easy", "refined")
     options = {"neg_lambda": neg_lambda, "alpha": alpha, "beta": beta, "rounded": rounded}
-    labels = train.labels(variant)
+    labels = train.labels(variant, theta)
 
     def loss_of(model, rows: Tensor, groups, ict_loss) -> Tensor:
         images = scorer.preprocess(train.pixels(rows).flatten(0, 1).to(device))
@@ -63,9 +63,7 @@ def hp(*, out, triplets, clip, objective: str = "margin", margin: float = 0.3, h
     of the image tower's layers that stays frozen (1: a probe of frozen features), parity: see `freeze`. text_lambda: weight of the
     hinges on ICT * HP, whose frozen scalars come from the scorer `ict`, once; share, reduction: losses.icthp_loss's."""
     if objective not in ("margin", "preference", "uncertain") or hinge_on not in ("score", "raw"):
-        raise ValueError(
-            f'objective must be "margin", "preference" or "uncertain", hinge_on "score" or "raw"; got {objective}, {hinge_on}'
-        )
+        raise ValueError(f'objective must be "margin", "preference" or "uncertain", hinge_on "score" or "raw"; got {objective}, {hinge_on}')
     device = _device(device)
     backbone = scores.load("clip", clip, device=device)
     torch.manual_seed(training.get("seed", 0))

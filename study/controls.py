@@ -1,0 +1,108 @@
+"""The evidence behind notebooks 03 and 04: `python study/controls.py STAGE ROW SEED` trains one control with one seed and measures it,
+`python study/controls.py table` puts all that is there into study/controls.csv. `make study` runs everything, and goes on after a kill."""
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from ruamel.yaml import YAML
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from icthp import audit, evaluate, microworld, pick_high, pictures, run, scores, train
+
+RUNS = Path("runs/study")
+
+
+class Statistics(scores.Scorer):
+    """A logistic regression on differences of low-level cues (colour, edges, spectrum): Bradley-Terry without a network."""
+
+    needs_prompt = False
+
+    def __init__(self, triplets: pick_high.Triplets):
+        super().__init__()
+        one, two, three = (self.cues(part) for part in triplets.pixels(range(len(triplets))))
+        better = np.concatenate([two - one, three - two])
+        self.model = make_pipeline(StandardScaler(with_mean=False), LogisticRegression(fit_intercept=False, max_iter=2000))
+        self.model.fit(np.concatenate([better, -better]), np.repeat([1, 0], len(better)))
+
+    @staticmethod
+    def cues(pixels: torch.Tensor) -> np.ndarray:
+        found = [audit.cues(file["bytes"]) for file in pictures.encode(pixels)]
+        return np.stack([np.concatenate([cue[name] for name in ("colour", "edges", "spectrum")]) for cue in found])
+
+    def forward(self, pixels, prompts=None):
+        return torch.from_numpy(self.model.decision_function(self.cues(pixels))).float()
+
+
+def trained(stage: str, row: str, seed: int, params: dict, options: dict) -> scores.Scorer:
+    """The control of this name: trained here, or the product of two that were."""
+    if row == "icthp":
+        return scores.load("icthp", f"{RUNS}/ict/corrected-{seed},{RUNS}/hp/corrected-{seed}")
+    if row == "base":
+        return scores.load("clip", params["shared"]["clip"])
+    if row == "statistics":
+        return Statistics(pick_high.Triplets(params["shared"]["triplets"], "train", params["shared"]["size"]))
+    function, out = train.STAGES[stage], RUNS / stage / f"{row}-{seed}"
+    options = {"ict": f"local-dir:{RUNS}/ict/corrected-{seed}"} | options if options.get("text_lambda") else options
+    function(**run.arguments(function, f"train_{stage}", options | {"out": out, "seed": seed}))
+    return scores.load(stage, f"local-dir:{out}" if stage == "ict" else str(out))
+
+
+def measured(scorer: scores.Scorer, params: dict) -> pd.DataFrame:
+    """One row a test prompt or scene and measure: measure, unit (what was drawn), value."""
+    test, parts = pick_high.Triplets(params["shared"]["triplets"], "test", params["shared"]["size"]), {}
+    own = evaluate.score_triplets(scorer, test)
+    units = test.texts["easy"]
+    for pair, right in evaluate.preference(own).items():
+        parts[pair] = units, right
+    if scorer.needs_prompt:
+        order = np.random.default_rng(0).permutation(len(test))
+        others = {"notices_shuffled": [units[i] for i in order], "notices_near": [n or e for n, e in zip(test.texts["near"], units)]}
+        for name, prompts in others.items():
+            other = evaluate.score_triplets(scorer, test, prompts=prompts)[:, 2]
+            parts[name] = units, (own[:, 2] > other).double() + 0.5 * (own[:, 2] == other)
+    scenes = microworld.sample(params["evaluate"]["paradox_scenes"], torch.Generator().manual_seed(params["shared"]["seed"]))
+    with torch.no_grad():
+        parts["paradox_rate"] = range(len(scenes)), evaluate.paradox_rate(evaluate.score_by_level(scorer.score, scenes))
+    frames = [pd.DataFrame({"measure": name, "unit": list(u), "value": v.double().numpy()}) for name, (u, v) in parts.items()]
+    return pd.concat(frames, ignore_index=True)
+
+
+def table() -> pd.DataFrame:
+    """Every control that was measured: mean over prompts and seeds, 95 % bootstrap over prompts of their means over seeds."""
+    names, rows = sorted({(f.parent.name, f.stem.rpartition("-")[0]) for f in RUNS.glob("*/*.parquet")}), []
+    for stage, row in names:
+        files = sorted((RUNS / stage).glob(f"{row}-[0-9]*.parquet"))
+        values = pd.concat([pd.read_parquet(file).assign(seed=seed) for seed, file in enumerate(files)])
+        for measure, part in values.groupby("measure", sort=False):
+            by_seed = part.groupby("seed").value.mean()
+            entry = {"stage": stage, "row": row, "measure": measure} | evaluate.interval(part.value, part.unit)
+            rows.append(entry | {"seeds": len(files), "lowest_seed": by_seed.min(), "highest_seed": by_seed.max()})
+    return pd.DataFrame(rows)
+
+
+def main(argv: list[str]) -> None:
+    run.enter_project()
+    if argv == ["table"]:
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+        found = table().assign(commit=commit, machine=platform.processor() or platform.machine())
+        found.round(4).to_csv("study/controls.csv", index=False)
+        print(found.to_string())
+        return
+    stage, row, seed = argv[0], argv[1], int(argv[2])
+    read = YAML(typ="safe").load
+    params, options = read(Path("params.yaml")), read(Path("study/params.yaml"))[stage][row] or {}
+    torch.set_num_threads(1)  # two rows side by side on two cores
+    values = measured(trained(stage, row, seed, params, options), params)
+    values.to_parquet(RUNS / stage / f"{row}-{seed}.parquet")
+    print(stage, row, seed, values.groupby("measure", sort=False).value.mean().round(3).to_dict())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
