@@ -84,23 +84,12 @@ def fit(
     best = Path(checkpoint).with_name("best.pt") if checkpoint else None
     model.train()
 
-    def backward(i: int, last: bool) -> dict:
-        torch.manual_seed((seed + 7919 * accelerator.process_index) * 1_000_003 + i)
-        with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            with accelerator.autocast():
-                loss, numbers = loss_at(model, i)
-            if loss.requires_grad:  # a DRaFT step has left its gradients already
-                accelerator.backward(loss / accumulate)
-            elif all(p.grad is None for p in trainable):
-                raise ValueError(f"{label}: the loss of step {i} has no gradient; is it computed inside torch.no_grad()?")
-        return {"loss": loss} | numbers
-
     def gradient(step: int) -> dict:
-        parts = [backward(step * accumulate + j, last=j == accumulate - 1) for j in range(accumulate)]
+        parts = [_backward(accelerator, model, loss_at, step * accumulate + j, j, accumulate, seed) for j in range(accumulate)]
+        if all(p.grad is None for p in trainable):
+            raise ValueError(f"{label}: the loss of step {step} has no gradient; is it computed inside torch.no_grad()?")
         norm = accelerator.clip_grad_norm_(trainable, clip)
-        mean = torch.tensor([[torch.as_tensor(v).item() for v in part.values()] for part in parts], dtype=torch.float64).mean(0)
-        mean = accelerator.reduce(mean.to(accelerator.device), "mean") if accelerator.num_processes > 1 else mean
-        return {"step": step} | dict(zip(parts[0], mean.tolist())) | {"grad_norm": float(norm)}
+        return {"step": step} | _mean(accelerator, parts) | {"grad_norm": float(norm)}
 
     history = _resume(checkpoint, recipe, plain, optimizer, average, gradient)
     bar = tqdm(range(len(history), steps), desc=label, initial=len(history), total=steps, mininterval=5,
@@ -117,15 +106,11 @@ def fit(
         optimizer.zero_grad()
         if average:
             average.step(trainable)
-        done = step + 1 == steps
-        if validate and (done or (step + 1) % validate_every == 0):
+        if validate and _due(step, steps, validate_every):
             with _averaged(average, trainable):
-                history[-1]["val_loss"] = _validated(validate, plain)
-                lowest = min((r["val_loss"] for r in history if "val_loss" in r), default=math.inf)
-                if best and accelerator.is_main_process and history[-1]["val_loss"] <= lowest:
-                    atomic(best, lambda partial: torch.save(_trained(plain), partial))
+                _judge(validate, plain, history, best if accelerator.is_main_process else None)
         bar.set_postfix(loss=f"{history[-1]['loss']:.4g}", refresh=False)
-        if checkpoint and accelerator.is_main_process and (done or (step + 1) % save_every == 0):
+        if checkpoint and accelerator.is_main_process and _due(step, steps, save_every):
             _save(checkpoint, recipe, plain, optimizer, average, history)
     if average:
         average.copy_to(trainable)
@@ -134,6 +119,28 @@ def fit(
         plain.load_state_dict(plain.state_dict() | torch.load(best, map_location="cpu", weights_only=True))
     model.eval()
     return history
+
+
+def _due(step: int, steps: int, every: int) -> bool:
+    return step + 1 == steps or (step + 1) % every == 0
+
+
+def _backward(accelerator: Accelerator, model, loss_at, i: int, j: int, accumulate: int, seed: int) -> dict:
+    """Loss and gradient of batch i, the j-th of a step's; only the last one's are exchanged between processes."""
+    torch.manual_seed((seed + 7919 * accelerator.process_index) * 1_000_003 + i)
+    with contextlib.nullcontext() if j == accumulate - 1 else accelerator.no_sync(model):
+        with accelerator.autocast():
+            loss, numbers = loss_at(model, i)
+        if loss.requires_grad:  # a DRaFT step has left its gradients already
+            accelerator.backward(loss / accumulate)
+    return {"loss": loss} | numbers
+
+
+def _mean(accelerator: Accelerator, parts: list[dict]) -> dict:
+    """Over a step's batches and the processes."""
+    mean = torch.tensor([[torch.as_tensor(v).item() for v in part.values()] for part in parts], dtype=torch.float64).mean(0)
+    mean = accelerator.reduce(mean.to(accelerator.device), "mean") if accelerator.num_processes > 1 else mean
+    return dict(zip(parts[0], mean.tolist()))
 
 
 @contextlib.contextmanager
@@ -147,12 +154,14 @@ def _averaged(average: EMAModel | None, trainable: list[nn.Parameter]):
         average.restore(trainable)
 
 
-def _validated(validate, model: nn.Module) -> float:
+def _judge(validate, model: nn.Module, history: list[dict], best: Path | None) -> None:
+    """The last record gets its val_loss; the weights of the lowest so far go to the file `best`."""
     model.eval()
     with torch.no_grad():
-        loss = float(validate(model))
+        history[-1]["val_loss"] = float(validate(model))
     model.train()
-    return loss
+    if best and history[-1]["val_loss"] <= min(record["val_loss"] for record in history if "val_loss" in record):
+        atomic(best, lambda partial: torch.save(_trained(model), partial))
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
