@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from icthp import audit, evaluate, microworld, pick_high, pictures, run, scores, train
 
 RUNS = Path("runs/study")
+READ = YAML(typ="safe").load
 
 
 class Statistics(scores.Scorer):
@@ -70,15 +71,18 @@ def measured(scorer: scores.Scorer, params: dict) -> pd.DataFrame:
     scenes = microworld.sample(params["evaluate"]["paradox_scenes"], torch.Generator().manual_seed(params["shared"]["seed"]))
     with torch.no_grad():
         parts["paradox_rate"] = range(len(scenes)), evaluate.paradox_rate(evaluate.score_by_level(scorer.score, scenes))
-    frames = [pd.DataFrame({"measure": name, "unit": list(u), "value": v.double().numpy()}) for name, (u, v) in parts.items()]
+    frames = [pd.DataFrame({"measure": name, "unit": list(map(str, u)), "value": v.double().numpy()}) for name, (u, v) in parts.items()]
     return pd.concat(frames, ignore_index=True)
 
 
 def table() -> pd.DataFrame:
     """Every control that was measured: mean over prompts and seeds, 95 % bootstrap over prompts of their means over seeds."""
-    names, rows = sorted({(f.parent.name, f.stem.rpartition("-")[0]) for f in RUNS.glob("*/*.parquet")}), []
-    for stage, row in names:
+    rows = []
+    for stage, row in ((stage, row) for stage, named in READ(Path("study/params.yaml")).items() for row in named):
         files = sorted((RUNS / stage).glob(f"{row}-[0-9]*.parquet"))
+        if not files:
+            print(f"{stage} {row} was not measured")
+            continue
         values = pd.concat([pd.read_parquet(file).assign(seed=seed) for seed, file in enumerate(files)])
         for measure, part in values.groupby("measure", sort=False):
             by_seed = part.groupby("seed").value.mean()
@@ -96,8 +100,7 @@ def main(argv: list[str]) -> None:
         print(found.to_string())
         return
     stage, row, seed = argv[0], argv[1], int(argv[2])
-    read = YAML(typ="safe").load
-    params, options = read(Path("params.yaml")), read(Path("study/params.yaml"))[stage][row] or {}
+    params, options = READ(Path("params.yaml")), READ(Path("study/params.yaml"))[stage][row]
     torch.set_num_threads(1)  # two rows side by side on two cores
     values = measured(trained(stage, row, seed, params, options), params)
     values.to_parquet(RUNS / stage / f"{row}-{seed}.parquet")
