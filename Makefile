@@ -18,8 +18,8 @@ repro: .venv/ready  ## the paper at micro scale: every figure and table
 test: .venv/ready  ## style, units, the pipeline in a clone, then each notebook as it opens
 	rm -rf runs/smoke
 	dvc pull data.dvc
-	ruff check lib tests notebooks
-	ruff format --check lib tests
+	ruff check lib tests study notebooks
+	ruff format --check lib tests study
 	pytest tests
 	cd notebooks && pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:cacheprovider -q \
 		$(addsuffix .ipynb,$(STORY) $(APPENDIX))
@@ -32,7 +32,7 @@ lab: .venv/ready  ## the notebooks in JupyterLab
 	dvc pull data.dvc
 	HF_HUB_OFFLINE=0 jupyter lab notebooks
 
-study: .venv/ready  ## the controls, three seeds each, into study/controls.csv: about an hour on two cores
+study: .venv/ready  ## the controls, three seeds each, into study/controls.csv: two hours on two cores
 	dvc pull data.dvc
 	dvc repro study/dvc.yaml
 	python study/controls.py table

@@ -101,7 +101,6 @@ def main(argv: list[str]) -> None:
         return
     stage, row, seed = argv[0], argv[1], int(argv[2])
     params, options = READ(Path("params.yaml")), READ(Path("study/params.yaml"))[stage][row]
-    torch.set_num_threads(1)  # two rows side by side on two cores
     values = measured(trained(stage, row, seed, params, options), params)
     values.to_parquet(RUNS / stage / f"{row}-{seed}.parquet")
     print(stage, row, seed, values.groupby("measure", sort=False).value.mean().round(3).to_dict())

@@ -154,8 +154,19 @@ def test_the_best_weights_are_kept(tmp_path):
     options = {"validate": judge, "validate_every": 2}
     weight, history = slope(tmp_path / "c.pt", keep="best", **options)
     assert weight == pytest.approx(-0.4, abs=1e-6) and [h.get("val_loss") is not None for h in history] == [False, True] * 3
-    assert torch.load(tmp_path / "best.pt", weights_only=True)["weight"].item() == pytest.approx(-0.4, abs=1e-6)
+    assert torch.load(tmp_path / "c.best.pt", weights_only=True)["weight"].item() == pytest.approx(-0.4, abs=1e-6)
     assert torch.load(tmp_path / "c.pt", weights_only=True)["model"]["weight"].item() == pytest.approx(-0.6, abs=1e-6)
     assert slope(tmp_path / "d.pt", **options)[0] == pytest.approx(-0.6, abs=1e-6)
     with pytest.raises(ValueError, match="keep must be"):
         slope(keep="best")
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(tmp_path):
+    """The square root of 0 is 0; its slope is not finite."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    with pytest.raises(FloatingPointError, match="grad_norm is (inf|nan) at step 0"):
+        fit(model, lambda m, i: (m(torch.ones(1, 1)).abs().sqrt().sum(), {}), steps=3, lr=0.1, checkpoint=tmp_path / "c.pt", save_every=1)
+    assert model.weight.item() == 0 and not (tmp_path / "c.pt").exists()
+    with pytest.raises(FloatingPointError, match="validation loss is nan"):
+        slope(tmp_path / "d.pt", validate=lambda m: math.nan)

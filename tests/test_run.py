@@ -140,6 +140,12 @@ def test_a_stage_depends_on_every_module_that_it_uses(section):
     assert used == deps
 
 
+def test_the_study_depends_on_every_module_that_it_uses():
+    used = imports((ROOT / "study/controls.py").read_text())
+    for stage in load("study/dvc.yaml")["stages"].values():
+        assert {d.split("/")[2].removesuffix(".py") for d in stage["deps"] if d.startswith("lib/")} == used
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "lib/icthp").rglob("*.py")), ids=lambda p: p.stem)
 def test_the_library_needs_no_notebook_tools(path):
     """Papermill and its like are an extra: only run.py imports them, and no module imports run.py (train's command line does)."""

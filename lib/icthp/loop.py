@@ -57,6 +57,7 @@ def fit(
     validate: Callable[[nn.Module], float] | None = None,
     validate_every: int = 100,
     keep: str = "last",
+    recipe: dict | None = None,
     label: str = "train",
     batch: Callable[[int], list] | None = None,
 ) -> list[dict]:
@@ -66,10 +67,12 @@ def fit(
     it (dropout too) are seeded by (seed, i). It runs where the model lies, on every process of an `accelerate launch`, where
     gradients are the mean over processes. `ema`: decay of an average of the weights, which the model holds in the end; 0 for none.
     With `checkpoint` (a path) the run saves every `save_every` steps and resumes from it, after it has repeated step 0 and found
-    the same loss and gradient norm: a checkpoint of other data, another model or another loss is refused with ValueError.
+    the same loss and gradient norm: a checkpoint of other data, another model or another loss is refused with ValueError; so is
+    one whose `recipe`, plain values that the caller adds to fit's own, is another.
     validate(model) -> a loss, every `validate_every` steps and at the end; the record has it as "val_loss", and the weights of the
-    lowest lie beside the checkpoint as best.pt; keep="best" ends with those. `precision`: "no", or "bf16" for autocast. A loss
-    that is not finite stops the run with FloatingPointError before the weights change; it names the prompt ids batch(i), if given.
+    lowest lie beside the checkpoint, NAME.best.pt; keep="best" ends with those. `precision`: "no", or "bf16" for autocast. A loss
+    or gradient that is not finite stops the run with FloatingPointError before the weights change; it names the prompt ids batch(i), if
+    given.
     """
     if precision not in DTYPES:
         raise ValueError(f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
@@ -79,9 +82,9 @@ def fit(
     trainable = [p for p in model.parameters() if p.requires_grad]
     plain, average = model, EMAModel(trainable, decay=ema) if ema else None
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(trainable, lr=lr, betas=betas, weight_decay=weight_decay))
-    recipe = {"steps": steps, "lr": lr, "warmup": warmup, "schedule": schedule, "weight_decay": weight_decay, "seed": seed}
-    recipe |= {"accumulate": accumulate, "ema": ema}
-    best = Path(checkpoint).with_name("best.pt") if checkpoint else None
+    own = {"steps": steps, "lr": lr, "warmup": warmup, "schedule": schedule, "weight_decay": weight_decay, "seed": seed}
+    recipe = (recipe or {}) | {"accumulate": accumulate, "ema": ema, "betas": list(betas), "clip": clip, "precision": precision} | own
+    best = Path(checkpoint).with_suffix(".best.pt") if checkpoint else None
     model.train()
 
     def gradient(step: int) -> dict:
@@ -98,8 +101,9 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps=steps, peak=lr, warmup=warmup, schedule=schedule)
         history.append(gradient(step))
-        if not math.isfinite(history[-1]["loss"]):
-            what = f"{label}: the loss is {history[-1]['loss']} at step {step}; lower the learning rate {lr}"
+        wrong = [name for name in ("loss", "grad_norm") if not math.isfinite(history[-1][name])]
+        if wrong:
+            what = f"{label}: the {wrong[0]} is {history[-1][wrong[0]]} at step {step}; lower the learning rate {lr}"
             ids = [i for j in range(accumulate) for i in batch(step * accumulate + j)] if batch else []
             raise FloatingPointError(what + (f", or look at this batch, prompt_id {ids}" if batch else ""))
         optimizer.step()
@@ -149,9 +153,11 @@ def _averaged(average: EMAModel | None, trainable: list[nn.Parameter]):
     if average:
         average.store(trainable)
         average.copy_to(trainable)
-    yield
-    if average:
-        average.restore(trainable)
+    try:
+        yield
+    finally:
+        if average:
+            average.restore(trainable)
 
 
 def _judge(validate, model: nn.Module, history: list[dict], best: Path | None) -> None:
@@ -160,6 +166,8 @@ def _judge(validate, model: nn.Module, history: list[dict], best: Path | None) -
     with torch.no_grad():
         history[-1]["val_loss"] = float(validate(model))
     model.train()
+    if not math.isfinite(history[-1]["val_loss"]):
+        raise FloatingPointError(f"the validation loss is {history[-1]['val_loss']} at step {history[-1]['step']}")
     if best and history[-1]["val_loss"] <= min(record["val_loss"] for record in history if "val_loss" in record):
         atomic(best, lambda partial: torch.save(_trained(model), partial))
 

@@ -217,12 +217,14 @@ class Triplets:
         """ICT targets, easy (n, 3) and refined (n, 3). "paper": E and R as written, or anew for another theta; 1 for I3.
         "released": R1 stands in for E2, as in the released loader. "units": E_i, I3's too, is the share of the prompt's
         units found in the picture."""
+        if variant == "units" and theta is not None:
+            raise ValueError('variant "units" takes no theta: its labels are no cosines')
         if variant not in ("paper", "released", "units"):
             raise ValueError(f'variant must be "paper", "released" or "units", not {variant!r}')
         if variant == "units":
             easy = torch.stack([self.column(f"units_{i}") for i in (1, 2, 3)], 1)
             return easy, torch.cat([easy[:, :2] * self.column("text_sim")[:, None], easy[:, 2:]], 1)
-        if theta:
+        if theta is not None:
             easy, refined = losses.ict_labels(*(self.column(name) for name in ("clip_1", "clip_2", "text_sim")), theta)
         else:
             easy, refined = (torch.stack([*(self.column(f"{k}{i}") for i in (1, 2)), torch.ones(len(self))], 1) for k in "ER")

@@ -7,7 +7,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, PyTorchModelHu
 from icthp.hub import atomic
 
 FAILURES = {
-    "ict": "I3's target is 1 by construction, so its two columns cannot tell containing the prompt from being drawn by I3's "
+    "ict": "Where I3 counts as better by construction, its two columns cannot tell containing the prompt from being drawn by I3's "
     "generator. A prompt is cut where the text tower ends. Only I2 > I1 was judged by votes.",
     "hp": "It reads no prompt, so it cannot see that a picture is beside the point, and a generator tuned on it alone may leave the "
     "prompt for texture. I3 beats I2 by construction; only I2 > I1 was judged by votes.",

@@ -5,6 +5,8 @@ Notebooks 03 and 04 and the study call `ict` and `hp` on one process. On several
 """
 
 import argparse
+import shutil
+from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +15,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from icthp import evaluate, kernels, losses, pick_high, scores
+from icthp.hub import atomic
 from icthp.loop import batch_indices, fit
 
 
@@ -24,8 +27,11 @@ def ict(*, out, triplets, clip, objective: str = "ict", variant: str = "paper", 
     objective: "ict", or "preference", PickScore's recipe on the same triplets. variant, theta: Triplets.labels'. neg_lambda, alpha,
     beta, rounded: losses.ict_loss's. near_lambda: weight of near-miss prompts as negatives. fix_rate: share of both towers' blocks that
     stays frozen, parity: see `freeze`. training: see `_train`."""
+    told = {k: v for k, v in locals().items() if k not in ("out", "device", "training")}
     if objective not in ("ict", "preference"):
         raise ValueError(f'objective must be "ict" or "preference", not {objective!r}')
+    if objective == "preference" and near_lambda:
+        raise ValueError("near_lambda needs objective='ict': preferences know no mismatched prompts")
     device = _device(device)
     scorer = scores.load("clip", clip, device=device).requires_grad_(True)
     freeze(*image_tower(scorer.model), fix_rate, parity)
@@ -36,21 +42,20 @@ def ict(*, out, triplets, clip, objective: str = "ict", variant: str = "paper", 
     options = {"neg_lambda": neg_lambda, "alpha": alpha, "beta": beta, "rounded": rounded}
     labels = train.labels(variant, theta)
 
-    def loss_of(model, rows: Tensor, groups, ict_loss) -> Tensor:
+    def loss_of(model, rows: Tensor, groups, spread: bool) -> Tensor:
         images = scorer.preprocess(train.pixels(rows).flatten(0, 1).to(device))
-        tokens = scorer.tokenizer([text or "-" for kind in kinds for text in train.prompts(kind, rows)])
+        tokens = scorer.tokenizer([text or "" for kind in kinds for text in train.prompts(kind, rows)])
         v, t, scale = model(images, tokens.to(device))
         v, texts = v.unflatten(0, (3, -1)), t.chunk(len(kinds))
         if objective == "preference":
             return losses.preference_loss(scale * (v * texts[0]).sum(-1).T)
         easy, refined = (part[rows].to(device) for part in labels)
-        loss = ict_loss(v, *texts[:2], easy, refined, groups=groups, **options)
-        return loss + (near_lambda * losses.matched_loss(v, texts[2], torch.zeros_like(easy)) if near_lambda else 0)
+        loss = (kernels.sharded_ict_loss if spread else kernels.ict_loss)(v, *texts[:2], easy, refined, groups=groups, **options)
+        if near_lambda and (has := [i for i, text in enumerate(train.prompts("near", rows)) if text]):  # some have nothing to change
+            loss = loss + near_lambda * losses.matched_loss(v[:, has], texts[2][has], torch.zeros_like(easy[has]))
+        return loss
 
-    history = _train(scorer.model, loss_of, train, out, device=device, label="ict", **training)
-    if PartialState().is_main_process:
-        scorer.save_pretrained(out)
-    return history
+    return _train(scorer, scorer.model, loss_of, train, out, told, device=device, label="ict", **training)
 
 
 def hp(*, out, triplets, clip, objective: str = "margin", margin: float = 0.3, hinge_on: str = "score", head: str = "paper",
@@ -62,8 +67,11 @@ def hp(*, out, triplets, clip, objective: str = "margin", margin: float = 0.3, h
     "score", the sigmoid that is used afterwards, or on "raw" head outputs, as released. head: scores.head's variant. fix_rate: share
     of the image tower's layers that stays frozen (1: a probe of frozen features), parity: see `freeze`. text_lambda: weight of the
     hinges on ICT * HP, whose frozen scalars come from the scorer `ict`, once; share, reduction: losses.icthp_loss's."""
+    told = {k: v for k, v in locals().items() if k not in ("out", "device", "training")}
     if objective not in ("margin", "preference", "uncertain") or hinge_on not in ("score", "raw"):
         raise ValueError(f'objective must be "margin", "preference" or "uncertain", hinge_on "score" or "raw"; got {objective}, {hinge_on}')
+    if text_lambda and (objective != "margin" or not ict):
+        raise ValueError("text_lambda needs objective='margin' and ict, the source of a trained ICT")
     device = _device(device)
     backbone = scores.load("clip", clip, device=device)
     torch.manual_seed(training.get("seed", 0))
@@ -73,9 +81,9 @@ def hp(*, out, triplets, clip, objective: str = "margin", margin: float = 0.3, h
     nn.ModuleList(layers).requires_grad_(True)
     freeze(layers, below, fix_rate, parity)
     train = pick_high.Triplets(triplets, "train", backbone.size)
-    frozen = evaluate.score_triplets(scores.load("ict", ict, device=device), train) if text_lambda else None
+    frozen = _ict_scalars(ict, train, out, device) if text_lambda else None
 
-    def loss_of(model, rows: Tensor, *_) -> Tensor:
+    def loss_of(model, rows: Tensor, groups, spread: bool) -> Tensor:
         raw = model(train.pixels(rows).flatten(0, 1).to(device)).float().unflatten(0, (3, -1)).movedim(0, 1)  # (b, 3, outputs)
         mean = raw[..., 0]
         if objective != "margin":
@@ -83,21 +91,19 @@ def hp(*, out, triplets, clip, objective: str = "margin", margin: float = 0.3, h
         loss = losses.hp_loss(mean.sigmoid() if hinge_on == "score" else mean, margin)
         if text_lambda:
             values = mean if share == "softmax" else mean.sigmoid()
-            loss = loss + text_lambda * losses.icthp_loss(frozen[rows].to(device), values, margin, share=share, reduction=reduction)
+            product = losses.icthp_loss(frozen[rows].to(device), values, margin, share=share, reduction=reduction)
+            loss = loss + text_lambda * product * (PartialState().num_processes if spread and reduction == "sum" else 1)
         return loss
 
-    history = _train(_Raw(scorer), loss_of, train, out, device=device, label="hp", **training)
-    if PartialState().is_main_process:
-        scorer.save_pretrained(out)
-    return history
+    return _train(scorer, _Raw(scorer), loss_of, train, out, told, device=device, label="hp", **training)
 
 
 STAGES = {"ict": ict, "hp": hp}
 
 
 def _device(device):
-    """This process's own, where several share the work."""
-    state = PartialState(cpu=torch.device(device).type == "cpu")
+    """This process's own, where several share the work; they wait a day while one decodes pictures."""
+    state = PartialState(cpu=torch.device(device).type == "cpu", timeout=timedelta(days=1))
     return state.device if state.num_processes > 1 else device
 
 
@@ -112,16 +118,33 @@ class _Raw(nn.Module):
         return self.hp.raw(pixels)
 
 
-def _train(model: nn.Module, loss_of, train: pick_high.Triplets, out, *, batch: int, seed: int = 0, validation: float = 0.1,
-           validate_every: int = 30, keep: str = "best", cache: bool = True, device="cpu", **options) -> list[dict]:  # fmt: skip
-    """fit, on all prompts but a share of them, `validation`, which the same loss judges. batch: triplets at once, over all
-    processes; each takes its part. cache: decode every picture once, to a file in `out`. options: fit's."""
+def _ict_scalars(source: str, train: pick_high.Triplets, out, device) -> Tensor:
+    """(n, 3) scores of the frozen ICT, computed by the first process, kept for a resumed run."""
+    file = Path(out) / "work/ict_scalars.pt"
+    with PartialState().main_process_first():
+        if not file.exists():
+            scored = evaluate.score_triplets(scores.load("ict", source, device=device), train.cache(_store(out)))
+            atomic(file, lambda partial: torch.save(scored, partial))
+    return torch.load(file, weights_only=True)
+
+
+def _store(out) -> Path:
+    """Where decoded pictures lie, beside the models, for all that read the same ones."""
+    return Path(out).parent / "pictures"
+
+
+def _train(scorer: scores.Scorer, model: nn.Module, loss_of, train: pick_high.Triplets, out, told: dict, *, batch: int, seed: int = 0,
+           validation: float = 0.1, validate_every: int = 30, keep: str = "best", cache: bool = True, device="cpu",
+           **options) -> list[dict]:  # fmt: skip
+    """fit `model`, on all prompts but about a share of them, `validation`, which the same loss judges, and save the scorer. batch:
+    triplets at once, over all processes; each takes its part. cache: decode every picture once, to a file beside `out`. told: what a
+    resumed run must have in common beside fit's own. options: fit's."""
     state, work = PartialState(), Path(out) / "work"
     if batch % state.num_processes:
         raise ValueError(f"batch must be a multiple of the {state.num_processes} processes, not {batch}")
     if cache:
         with state.main_process_first():
-            train.cache(work)
+            train.cache(_store(out))
     held = train.groups % round(1 / validation) == 0 if validation else torch.zeros(len(train), dtype=torch.bool)
     learnt, judged = (~held).nonzero()[:, 0], held.nonzero()[:, 0]
     if len(learnt) < 2 or validation and len(judged) < 2:
@@ -135,17 +158,23 @@ def _train(model: nn.Module, loss_of, train: pick_high.Triplets, out, *, batch: 
     def loss_at(model, i: int):
         rows, mine = rows_of(i), slice(state.process_index, None, state.num_processes)
         groups = groups_of(rows)
-        return loss_of(model, rows[mine], groups if groups is None else groups[mine], kernels.sharded_ict_loss), {}
+        return loss_of(model, rows[mine], groups if groups is None else groups[mine], True), {}
 
     def validate(model) -> float:
         parts = judged.split(batch)
-        return sum(loss_of(model, rows, groups_of(rows), kernels.ict_loss).item() * len(rows) for rows in parts) / len(judged)
+        return sum(loss_of(model, rows, groups_of(rows), False).item() * len(rows) for rows in parts) / len(judged)
 
+    recipe = {k: str(v) for k, v in told.items()} | {"batch": batch, "validation": validation, "data": train.rows._fingerprint}
     history = fit(model, loss_at, checkpoint=work / "checkpoint.pt", seed=seed, validate=validate if validation else None,
-                  validate_every=validate_every, keep=keep if validation else "last", schedule="linear",
+                  validate_every=validate_every, keep=keep if validation else "last", schedule="linear", recipe=recipe,
                   batch=lambda i: train.column("prompt_id")[rows_of(i)].tolist(), **options)  # fmt: skip
     if state.is_main_process:
+        scorer.card = ""  # the base's, or an earlier run's, speaks of other weights
+        (Path(out) / "README.md").unlink(missing_ok=True)
+        scorer.save_pretrained(out)
         pd.DataFrame(history).assign(processes=state.num_processes).to_parquet(Path(out) / "history.parquet")
+        shutil.rmtree(work)
+    state.wait_for_everyone()
     return history
 
 
