@@ -18,11 +18,12 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}  # accelerate's names of precision
 
 
-def atomic(path, write) -> Path:
-    """Call write(temporary path beside `path`), then rename: a killed run leaves the old file or the new, never half."""
+def atomic(path, write, shared: bool = False) -> Path:
+    """Call write(temporary path beside `path`), then rename: a killed run leaves the old file or the new, never half. shared:
+    other runs may write the same file at the same time."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{os.environ.get('RANK', '')}{path.suffix}")  # a name for each process
+    partial = path.with_name(f".{path.stem}.partial{os.getpid() if shared else os.environ.get('RANK', '')}{path.suffix}")
     write(partial)
     os.replace(partial, path)
     return path

@@ -237,7 +237,7 @@ class Triplets:
         pictures have none: each is decoded and resized once, and rounded to 1/255."""
         file = Path(folder) / f"{self.rows._fingerprint}-{self.size}.npy"
         if not file.exists():
-            atomic(file, self._decode_all)
+            atomic(file, self._decode_all, shared=True)
         self.bytes = np.load(file, mmap_mode="r")
         return self
 
