@@ -1,6 +1,7 @@
 """The evidence behind notebooks 03 and 04: `python study/controls.py STAGE ROW SEED` trains one control with one seed and measures it,
 `python study/controls.py table` puts all that is there into study/controls.csv. `make study` runs everything, and goes on after a kill."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def main(argv: list[str]) -> None:
     run.enter_project()
     if argv == ["table"]:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-        found = table().assign(commit=commit, machine=platform.processor() or platform.machine())
+        found = table().assign(commit=commit, machine=f"{os.cpu_count()} cores, {platform.machine()}")
         found.round(4).to_csv("study/controls.csv", index=False)
         print(found.to_string())
         return
