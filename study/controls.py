@@ -11,9 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 from ruamel.yaml import YAML
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from icthp import audit, evaluate, microworld, pick_high, pictures, run, scores, train
 
@@ -30,8 +27,7 @@ class Statistics(scores.Scorer):
         super().__init__()
         one, two, three = (self.cues(part) for part in triplets.pixels(range(len(triplets))))
         better = np.concatenate([two - one, three - two])
-        self.model = make_pipeline(StandardScaler(with_mean=False), LogisticRegression(fit_intercept=False, max_iter=2000))
-        self.model.fit(np.concatenate([better, -better]), np.repeat([1, 0], len(better)))
+        self.model = audit.ranker().fit(np.concatenate([better, -better]), np.repeat([1, 0], len(better)))
 
     @staticmethod
     def cues(pixels: torch.Tensor) -> np.ndarray:
@@ -67,8 +63,8 @@ def measured(scorer: scores.Scorer, params: dict) -> pd.DataFrame:
         order = np.random.default_rng(0).permutation(len(test))
         others = {"notices_shuffled": [units[i] for i in order], "notices_near": [n or e for n, e in zip(test.texts["near"], units)]}
         for name, prompts in others.items():
-            other = evaluate.score_triplets(scorer, test, prompts=prompts)[:, 2]
-            parts[name] = units, (own[:, 2] > other).double() + 0.5 * (own[:, 2] == other)
+            other = evaluate.score_triplets(scorer, test, prompts=prompts)
+            parts[name] = units, evaluate.wins(own[:, 2], other[:, 2])
     scenes = microworld.sample(params["evaluate"]["paradox_scenes"], torch.Generator().manual_seed(params["shared"]["seed"]))
     with torch.no_grad():
         parts["paradox_rate"] = range(len(scenes)), evaluate.paradox_rate(evaluate.score_by_level(scorer.score, scenes))

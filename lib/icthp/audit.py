@@ -56,6 +56,11 @@ def cues(content: bytes) -> dict[str, np.ndarray]:
     }
 
 
+def ranker():
+    """An unfitted logistic regression on differences of a pair's cues; it scales them, and has no intercept, so no side."""
+    return make_pipeline(StandardScaler(with_mean=False), LogisticRegression(fit_intercept=False, max_iter=2000))
+
+
 def predict_better(worse: list[bytes], better: list[bytes], groups=None, folds: int = 5, seed: int = 0) -> dict[str, np.ndarray]:
     """For each cue, and for "all" together, (n,) 1.0 where a logistic regression on the difference of the pair's cues,
     trained on the other folds, names the better picture, 0.5 where it sees no difference. Chance is 0.5; the order inside
@@ -65,8 +70,7 @@ def predict_better(worse: list[bytes], better: list[bytes], groups=None, folds: 
     columns = {cue: np.stack([y[cue] - x[cue] for x, y in zip(a, b)]) * sign[:, None] for cue in CUES}
     split = list(GroupKFold(folds).split(sign, groups=np.arange(len(a)) if groups is None else groups))
     columns["all"] = np.concatenate(list(columns.values()), 1)
-    model = make_pipeline(StandardScaler(with_mean=False), LogisticRegression(fit_intercept=False, max_iter=2000))
-    decide = lambda x: cross_val_predict(model, x, sign, cv=split, method="decision_function") * sign
+    decide = lambda x: cross_val_predict(ranker(), x, sign, cv=split, method="decision_function") * sign
     return {cue: (np.sign(decide(x)) + 1) / 2 for cue, x in columns.items()}
 
 

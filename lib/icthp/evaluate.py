@@ -50,12 +50,17 @@ def diversity(features: Tensor, groups) -> Tensor:
 PAIRS = {"i2_i1": (1, 0), "i3_i2": (2, 1), "i3_i1": (2, 0)}
 
 
+def wins(better: Tensor, worse: Tensor) -> Tensor:
+    """float64: 1 where the first score is higher, 0.5 at a tie, else 0."""
+    return (better > worse).double() + 0.5 * (better == worse)
+
+
 def preference(scores: Tensor) -> dict[str, Tensor]:
     """scores (b, 3) of I1, I2, I3 -> for each pair (b,) 1 where the better picture scores higher, 0.5 at a tie.
 
     i2_i1 is measured against human votes; i3_i2 and i3_i1 hold by construction of the data.
     """
-    return {name: (scores[:, a] > scores[:, b]).double() + 0.5 * (scores[:, a] == scores[:, b]) for name, (a, b) in PAIRS.items()}
+    return {name: wins(scores[:, a], scores[:, b]) for name, (a, b) in PAIRS.items()}
 
 
 @torch.no_grad()

@@ -61,10 +61,17 @@ def ict_loss(
     if impl == "eager":
         return losses.ict_loss(images, easy, refined, easy_labels, refined_labels, rounded=rounded, **options)
     mismatched = {"gram": _gram, "chunked": _chunked}[impl]
-    total = 0
-    for text, labels in ((easy, easy_labels), (refined, refined_labels)):
-        total = total + matched_loss(images, text, labels) + neg_lambda * mismatched(images, text, alpha, beta, groups)
-    return total
+    return _total(
+        images, easy, refined, easy_labels, refined_labels, neg_lambda, lambda text: mismatched(images, text, alpha, beta, groups)
+    )
+
+
+def _total(
+    images: Tensor, easy: Tensor, refined: Tensor, easy_labels: Tensor, refined_labels: Tensor, neg_lambda: float, mismatched
+) -> Tensor:
+    """Both prompt kinds' matched terms, and neg_lambda times mismatched(text)."""
+    kinds = (easy, easy_labels), (refined, refined_labels)
+    return sum(matched_loss(images, text, labels) + neg_lambda * mismatched(text) for text, labels in kinds)
 
 
 def _gram(images: Tensor, text: Tensor, alpha: float, beta: float, groups) -> Tensor:
@@ -97,12 +104,13 @@ def sharded_ict_loss(
     if groups is not None or options.get("rounded") or not constant_weight(alpha, beta):
         data = [_gathered(x, 1 if x is images else 0) for x in data]
         return ict_loss(*data, groups=None if groups is None else _gathered(groups, 0), **options)
-    b, total = len(easy) * world, 0
-    for text, labels in ((easy, easy_labels), (refined, refined_labels)):
+    b = len(easy) * world
+
+    def mismatched(text: Tensor) -> Tensor:
         everything, matched = _squares(images, text, _all_reduced)
-        mismatched = (everything - world * matched) / (3 * b * (b - 1))
-        total = total + matched_loss(images, text, labels) + neg_lambda * mismatched
-    return total
+        return (everything - world * matched) / (3 * b * (b - 1))
+
+    return _total(*data, neg_lambda, mismatched)
 
 
 def _all_reduced(grams: Tensor) -> Tensor:
