@@ -1,9 +1,13 @@
 """Tiny random models in the hub's formats, built once a run; no test needs the network or trained weights."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported: Triton then runs them on CPU tensors
 
 from icthp import hub, microworld
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from icthp import draft, hub, microworld, pictures, scores, weights
+from icthp import draft, hub, kernels, microworld, pictures, scores, weights
 from icthp.pictures import jpeg_bytes
 
 
@@ -49,7 +49,7 @@ def test_geometry_is_clips(clip_folder, shape):
     """open_clip's transform of a PIL image, to one grey level, on noise, whose edges overshoot; sizes and margins even and odd."""
     _, transform = open_clip.create_model_from_pretrained(f"local-dir:{clip_folder}")
     image = Image.fromarray(torch.randint(256, (*shape, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy())
-    mine = scores.preprocess(pictures.to_pixels(image)[None], 64, [0.5] * 3, [0.5] * 3)[0]
+    mine = kernels.preprocess(pictures.to_pixels(image)[None], 64, [0.5] * 3, [0.5] * 3)[0]
     grey = lambda x: (x / 2 + 0.5) * 255
     assert (grey(mine).round() - grey(transform(image)).round()).abs().max() <= 1
 
@@ -133,7 +133,7 @@ def test_rank_orders_pictures(clip, pixels, prompts, tmp_path):
     [
         (torch.rand(3, 64, 64), ["a"], "float"),
         (torch.rand(2, 3, 64, 64) * 255, ["a", "b"], r"\[0, 1\]"),
-        (torch.zeros(2, 3, 64, 64, dtype=torch.uint8), ["a", "b"], "uint8"),
+        (torch.zeros(2, 3, 64, 64, dtype=torch.int64), ["a", "b"], "int64"),
         (torch.rand(2, 3, 64, 64), ["a"], "list of 2 prompts"),
         (torch.rand(2, 3, 64, 64), None, "none"),
         (torch.rand(2, 3, 64, 64), "ab", "one string"),
@@ -258,3 +258,14 @@ def test_open_clips_own_tokenizer_is_saved(tmp_path, prompts):
 @pytest.mark.parametrize("source", ["ViT-B-32/laion2b_s34b_b79k", "ViT-H-14/laion2b_s32b_b79k"])
 def test_the_config_of_a_named_model(source):
     assert {"embed_dim", "vision_cfg", "text_cfg"} <= weights.model_config(source).keys()
+
+
+def test_every_picture_with_every_prompt(clip_folder):
+    """scores.table is score on all pairs; bytes score as the pictures they came from."""
+    pixels, prompts = torch.randint(256, (3, 3, 64, 64), dtype=torch.uint8), ["a red circle", "a blue star"]
+    clip = scores.load("clip", f"local-dir:{clip_folder}")
+    hp = scores.HpScorer(clip, scores.head(16)).eval()
+    for scorer in (clip, hp, scores.IctHpScorer(clip, hp), scores.load("jpeg")):
+        pairs = [scorer.score(pixels, [prompt] * 3) for prompt in prompts]
+        assert torch.allclose(scorer.table(pixels, prompts), torch.stack(pairs, 1), atol=1e-6)
+        assert torch.allclose(pairs[0], scorer.score(pixels.float() / 255, [prompts[0]] * 3), atol=1e-6)

@@ -249,6 +249,7 @@ if dist.get_rank() == 0:
 dist.destroy_process_group()
 """
 SHARDED = {"gram": {"beta": 6.0}, "weights": {"beta": 0.1}, "groups": {"beta": 6.0, "groups": torch.arange(12) // 3}}
+SHARDED["sample weights"] = {"sample_weights": torch.arange(12) / 12, "negative_target": 0.1}
 
 
 def shard_of_the_loss(name, rank, world, wrap):
@@ -259,7 +260,7 @@ def shard_of_the_loss(name, rank, world, wrap):
     model = wrap(layer)
     features = model(torch.cat([images[:, mine].flatten(0, 1), easy[mine], refined[mine]]))
     v, e, r = torch.nn.functional.normalize(features, dim=-1).split([36 // world, 12 // world, 12 // world])
-    options = {k: value[mine] if k == "groups" else value for k, value in SHARDED[name].items()}
+    options = {k: value[mine] if isinstance(value, torch.Tensor) else value for k, value in SHARDED[name].items()}
     loss = kernels.sharded_ict_loss(v.unflatten(0, (3, -1)), e, r, *(part[mine] for part in labels), **options)
     loss.backward()
     value = loss.detach().clone()

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+TINY = torch.finfo(torch.float32).tiny  # a sum of no weights divides nothing
+
 
 def no_autocast(device: torch.device):
     """A context outside any autocast region, which would turn products into bfloat16; the meta device knows none."""
@@ -55,6 +57,11 @@ def negative_weight(cosine: Tensor, alpha: float, beta: float) -> Tensor:
     return torch.sigmoid(-alpha * (cosine.abs() - beta))
 
 
+def constant_weight(alpha: float, beta: float) -> bool:
+    """Is that weight 1 to float32 precision for every cosine in [-1, 1]? 1 - w < 2^-25 needs this."""
+    return alpha * (beta - 1) >= 17.4
+
+
 @full_precision
 def ict_loss(
     images: Tensor,
@@ -67,39 +74,49 @@ def ict_loss(
     alpha: float = 20.0,
     beta: float = 6.0,
     groups: Tensor | None = None,
+    sample_weights: Tensor | None = None,
+    negative_target: float = 0.0,
     rounded: bool = False,
 ) -> Tensor:
     """Scalar ICT loss. images (3, b, d), easy and refined (b, d): unit rows; labels (b, 3).
 
     For each prompt kind: the mean over (b, 3) of (matched cosine - label)^2, plus neg_lambda times the mean over the
-    3 b (b - 1) mismatched (image, text) pairs of weight * cosine^2. groups (b,) int: rows of equal id have the same
-    prompt; pairs among them are no negatives, and the mean is over those that remain (0 where none does). rounded:
+    3 b (b - 1) mismatched (image, text) pairs of weight * (cosine - negative_target)^2. groups (b,) int: rows of equal id have
+    the same prompt; pairs among them are no negatives, and the mean is over those that remain (0 where none does).
+    sample_weights (b,): how much a triplet counts, a pair as the product of its two; the means are weighted ones. rounded:
     cosines and labels go through bfloat16 first, as released, which drops differences below 0.004.
     """
     total = 0
     for text, labels in ((easy, easy_labels), (refined, refined_labels)):
-        total = total + matched_loss(images, text, labels, rounded)
-        total = total + neg_lambda * mismatched_loss(images, text, alpha, beta, groups, rounded)
+        total = total + matched_loss(images, text, labels, sample_weights, rounded)
+        total = total + neg_lambda * mismatched_loss(images, text, alpha, beta, groups, sample_weights, negative_target, rounded)
     return total
 
 
-def matched_loss(images: Tensor, text: Tensor, labels: Tensor, rounded: bool = False) -> Tensor:
-    """Mean over (b, 3) of (cosine of each image with its own prompt - label)^2."""
+def matched_loss(images: Tensor, text: Tensor, labels: Tensor, sample_weights: Tensor | None = None, rounded: bool = False) -> Tensor:
+    """Weighted mean over (b, 3) of (cosine of each image with its own prompt - label)^2."""
     cosine = (_wide(images) * _wide(text)).sum(-1)  # (3, b)
-    return (_round(cosine, rounded) - _round(_wide(labels).T, rounded)).square().mean()
+    square = (_round(cosine, rounded) - _round(_wide(labels).T, rounded)).square()
+    u = torch.ones_like(square[0]) if sample_weights is None else sample_weights.to(square.dtype)
+    return (square * u).sum() / (3 * u.sum()).clamp(min=TINY)
 
 
 def _round(x: Tensor, rounded: bool) -> Tensor:
     return x.bfloat16().to(x.dtype) if rounded else x
 
 
-def mismatched_loss(images, text, alpha: float, beta: float, groups: Tensor | None = None, rounded: bool = False) -> Tensor:
-    """Weighted mean square of all cosines between images and other rows' prompts; holds (3, b, b) in memory."""
-    b = len(text)
+def mismatched_loss(
+    images, text, alpha: float, beta: float, groups=None, sample_weights=None, negative_target: float = 0.0, rounded: bool = False
+) -> Tensor:
+    """Mean of weight * (cosine - negative_target)^2 over images and other rows' prompts; holds (3, b, b) in memory."""
     cosine = _round(_wide(images) @ _wide(text).T, rounded)
-    negative = ~torch.eye(b, dtype=torch.bool, device=text.device) if groups is None else groups[:, None] != groups[None]
-    total = (negative_weight(cosine, alpha, beta) * cosine.square() * negative).sum()
-    return total / (3 * negative.sum()).clamp(min=1)
+    ids = torch.arange(len(text), device=text.device) if groups is None else groups
+    counts = (ids[:, None] != ids).to(cosine.dtype)
+    if sample_weights is not None:
+        u = sample_weights.to(cosine.dtype)
+        counts = counts * u[:, None] * u
+    total = (negative_weight(cosine, alpha, beta) * (cosine - negative_target).square() * counts).sum()
+    return total / (3 * counts.sum()).clamp(min=TINY)
 
 
 @full_precision

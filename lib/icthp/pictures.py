@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,14 +24,19 @@ def encode(pixels: Tensor, format: str = "PNG", **options) -> list[dict]:
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for bad files
 
 
-def to_pixels(picture) -> Tensor:
-    """A PIL image or a path -> (3, h, w) float32 in [0, 1]; 16-bit greys keep their range, transparency is dropped.
-    Raises ValueError that names a file that cannot be read."""
+def read(picture) -> Tensor:
+    """A PIL image, a path or an open file -> (3, h, w) uint8; 16-bit greys keep their range, transparency is dropped. Raises
+    ValueError that names a file that cannot be read."""
     try:
         array = _array(picture)
     except _UNREADABLE as error:
         raise ValueError(f"{picture} cannot be read as a picture: {error}") from error
-    return torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(array.copy()).permute(2, 0, 1)
+
+
+def to_pixels(picture) -> Tensor:
+    """The same as float32 in [0, 1]."""
+    return read(picture).float() / 255
 
 
 def _array(picture) -> np.ndarray:
@@ -49,26 +55,43 @@ def problem(contents: bytes | None) -> str:
     return ""
 
 
-def fit_square(pixels: Tensor, size: int) -> Tensor:
-    """CLIP's geometry, differentiable: shorter side to `size` (bicubic, antialiased), then the centre; (b, 3, size, size).
+class Square(NamedTuple):
+    """How a picture becomes a square: its `shape` before the cut, the cut's upper left corner `start`, and the `order` in
+    which height (0) and width (1) are resized."""
 
-    As Pillow 13 does it: one direction first, the rows unless the picture is tall and shrinks, then cut to [0, 1] before
-    the other; where edges overshoot that differs from one pass by up to 20 grey levels."""
+    shape: tuple[int, int]
+    start: tuple[int, int]
+    order: tuple[int, int]
+
+
+def square_of(h: int, w: int, size: int) -> Square:
+    """CLIP's geometry: the shorter side to `size`, then the centre; the width first unless the picture is tall and shrinks."""
+    shape = tuple(size * n // min(h, w) for n in (h, w))
+    start = tuple(round((n - size) / 2) for n in shape)
+    return Square(shape, start, (0, 1) if h > 2 * w and shape[0] < h else (1, 0))
+
+
+def fit_square(pixels: Tensor, size: int) -> Tensor:
+    """CLIP's geometry, bicubic and antialiased: (b, 3, h, w) in [0, 1], differentiable, or uint8 -> (b, 3, size, size).
+
+    As Pillow 13 does it: one direction first, then cut to [0, 1] before the other; where edges overshoot that differs from
+    one pass by up to 20 grey levels. uint8 is rounded between, as there. kernels.preprocess is the fast twin."""
     h, w = pixels.shape[-2:]
     if (h, w) == (size, size):
         return pixels
-    height, width = (size * n // min(h, w) for n in (h, w))
-    first = (height, w) if h > 2 * w and height < h else (h, width)
-    for shape in (first, (height, width)):
-        pixels = F.interpolate(pixels, shape, mode="bicubic", antialias=True).clamp(0, 1)
-    top, left = (round((n - size) / 2) for n in (height, width))
+    square = square_of(h, w, size)
+    first = (square.shape[0], w) if square.order == (0, 1) else (h, square.shape[1])
+    for shape in (first, square.shape):
+        pixels = F.interpolate(pixels, shape, mode="bicubic", antialias=True)
+        pixels = pixels if pixels.dtype == torch.uint8 else pixels.clamp(0, 1)
+    top, left = square.start
     return pixels[..., top : top + size, left : left + size]
 
 
 def stack(pictures, size: int | None = None) -> Tensor:
-    """Pictures or paths -> (n, 3, h, w); each through `fit_square` when a size is given."""
-    tensors = [to_pixels(p) for p in pictures]
-    return torch.stack(tensors if size is None else [fit_square(t[None], size)[0] for t in tensors])
+    """Pictures or paths -> (n, 3, h, w) in [0, 1]; each through `fit_square`, as bytes, when a size is given."""
+    tensors = [read(p) for p in pictures]
+    return torch.stack(tensors if size is None else [fit_square(t[None], size)[0] for t in tensors]).float() / 255
 
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")

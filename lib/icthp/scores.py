@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from icthp import hub, imagereward, pictures, weights
+from icthp import hub, imagereward, kernels, pictures, weights
 from icthp.losses import no_autocast
 from icthp.share import Shared
 
@@ -25,22 +25,30 @@ class Scorer(nn.Module):
     unit = "cosine"
 
     def score(self, pixels: Tensor, prompts: list[str] | None = None) -> Tensor:
-        """pixels (b, 3, h, w) float in [0, 1]; b prompts, or None for scorers of the image alone -> (b,).
+        """pixels (b, 3, h, w) float in [0, 1], or uint8, which is faster and has no gradient; b prompts, or None for scorers
+        of the image alone -> (b,).
 
         Raises ValueError for pixels of another shape or range, or for a missing or miscounted prompt list."""
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
-            raise ValueError(f"pixels must be float (b, 3, h, w), not {pixels.dtype} {tuple(pixels.shape)}")
-        if pixels.numel() and (pixels.min() < -0.01 or pixels.max() > 1.01):
-            raise ValueError(f"pixels must lie in [0, 1], not [{pixels.min():.3g}, {pixels.max():.3g}]")
+        check(pixels)
         if self.needs_prompt and (prompts is None or isinstance(prompts, str) or len(prompts) != len(pixels)):
             got = "none" if prompts is None else "one string" if isinstance(prompts, str) else len(prompts)
             raise ValueError(f"this scorer needs a list of {len(pixels)} prompts, one for each image, not {got}")
         return self(pixels, list(prompts) if self.needs_prompt else None)
 
+    def table(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        """Every picture of pixels (b, 3, h, w) with every one of p prompts -> (b, p); scorers of two towers run each once."""
+        check(pixels)
+        return self._table(pixels, list(prompts))
+
+    def _table(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        if not self.needs_prompt:
+            return self(pixels)[:, None].expand(-1, len(prompts))
+        return torch.stack([self(pixels, [prompt] * len(pixels)) for prompt in prompts], 1)
+
     @torch.no_grad()
     def rank(self, prompt: str, images) -> list[tuple[int, float]]:
         """PIL images or paths of one prompt -> (index, score), best first."""
-        scores = [self.score(pictures.to_pixels(i)[None].to(self.device), [prompt]).item() for i in images]
+        scores = [self.score(pictures.read(i)[None].to(self.device), [prompt]).item() for i in images]
         return sorted(enumerate(scores), key=lambda pair: -pair[1])
 
     @property
@@ -48,11 +56,12 @@ class Scorer(nn.Module):
         return next((p.device for p in self.parameters()), torch.device("cpu"))
 
 
-def preprocess(pixels: Tensor, size: int, mean, std) -> Tensor:
-    """Differentiable CLIP preprocessing of pixels (b, 3, h, w) in [0, 1]: pictures.fit_square, then normalise."""
-    pixels = pictures.fit_square(pixels, size)
-    mean, std = (torch.tensor(v, dtype=pixels.dtype, device=pixels.device)[:, None, None] for v in (mean, std))
-    return (pixels - mean) / std
+def check(pixels: Tensor) -> None:
+    """Raises ValueError unless pixels are (b, 3, h, w), float in [0, 1] or uint8."""
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or not (pixels.is_floating_point() or pixels.dtype == torch.uint8):
+        raise ValueError(f"pixels must be float or uint8 (b, 3, h, w), not {pixels.dtype} {tuple(pixels.shape)}")
+    if pixels.is_floating_point() and pixels.numel() and (pixels.min() < -0.01 or pixels.max() > 1.01):
+        raise ValueError(f"pixels must lie in [0, 1], not [{pixels.min():.3g}, {pixels.max():.3g}]")
 
 
 class ClipScorer(Scorer, Shared):
@@ -64,8 +73,18 @@ class ClipScorer(Scorer, Shared):
         self.model, self.tokenizer, self.scaled, self.architecture = model, tokenizer, scaled, architecture
         self._hub_mixin_config = None  # open_clip's own file says all
         self.unit = "logit-scaled cosine" if scaled else "cosine"
+        self.folded = False  # has the patch embedding taken over the normalisation?
+
+    def fold(self) -> "ClipScorer":
+        """The same scores, for use only: the normalisation moves into the patch embedding of a ViT, and saving is refused."""
+        visual = self.model.visual
+        if not self.folded and isinstance(getattr(visual, "conv1", None), nn.Conv2d):
+            visual.conv1, self.folded = kernels.fold_normalisation(visual.conv1, visual.image_mean, visual.image_std), True
+        return self
 
     def _save_pretrained(self, folder: Path) -> None:
+        if self.folded:
+            raise ValueError("a folded scorer is for use only: save the one that was loaded")
         hub.save_clip(self.model, self.tokenizer, self.architecture, folder, dtype=torch.float32)
 
     @classmethod
@@ -81,7 +100,8 @@ class ClipScorer(Scorer, Shared):
     def preprocess(self, pixels: Tensor) -> Tensor:
         """What the image tower reads, for pixels (b, 3, h, w) in [0, 1]."""
         visual = self.model.visual
-        return preprocess(pixels, self.size, visual.image_mean, visual.image_std).to(self.model.logit_scale.dtype)
+        normal = (None, None) if self.folded else (visual.image_mean, visual.image_std)
+        return kernels.preprocess(pixels, self.size, *normal).to(self.model.logit_scale.dtype)
 
     def image_features(self, pixels: Tensor, normalize: bool = True) -> Tensor:
         """(b, d), unit rows unless `normalize` is off."""
@@ -108,7 +128,12 @@ class ClipScorer(Scorer, Shared):
         return (image * text).sum(-1) - irrelevant, irrelevant
 
     def forward(self, pixels: Tensor, prompts: list[str]) -> Tensor:
-        cosine = (self.image_features(pixels) * self.text_features(prompts)).sum(-1)
+        return self._scale((self.image_features(pixels) * self.text_features(prompts)).sum(-1))
+
+    def _table(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        return self._scale(self.image_features(pixels) @ self.text_features(prompts).T)
+
+    def _scale(self, cosine: Tensor) -> Tensor:
         return cosine * self.model.logit_scale.exp() if self.scaled else cosine
 
 
@@ -144,6 +169,14 @@ class HpScorer(Scorer, Shared):
         super().__init__()
         self.clip, self.head, self.config = clip, head_, config or {}
 
+    def fold(self) -> "HpScorer":
+        """The same scores in eval mode: a head without a non-linearity becomes one linear layer."""
+        if self.config.get("variant") not in ("linear", "affine", "released"):
+            return self
+        folded = HpScorer(self.clip, kernels.hp_head(self.head), self.config | {"variant": "linear"})
+        folded.card = self.card
+        return folded
+
     def raw(self, pixels: Tensor) -> Tensor:
         """(b, outputs): the score before its sigmoid, and the logarithm of its variance where the head has one."""
         features = self.clip.image_features(pixels, normalize=False)
@@ -173,7 +206,16 @@ class IctHpScorer(Scorer):
         self.ict, self.hp = ict, hp
 
     def forward(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        pixels = self._square(pixels)
         return self.ict(pixels, prompts) * self.hp(pixels)
+
+    def _table(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        pixels = self._square(pixels)
+        return self.ict.table(pixels, prompts) * self.hp.table(pixels, prompts)
+
+    def _square(self, pixels: Tensor) -> Tensor:
+        """Resized once where both towers read the same size."""
+        return kernels.preprocess(pixels, self.ict.size) if self.ict.size == self.hp.clip.size else pixels
 
 
 class JpegScorer(Scorer):
@@ -183,6 +225,7 @@ class JpegScorer(Scorer):
     unit = "kB at quality 95"
 
     def forward(self, pixels: Tensor, prompts=None) -> Tensor:
+        pixels = pixels if pixels.is_floating_point() else pixels.float() / 255
         return pictures.jpeg_bytes(pixels).to(pixels.device) / 1000
 
 
@@ -198,7 +241,7 @@ class ImageRewardScorer(Scorer):
 
     def forward(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         size = self.vision.config.image_size
-        pixels = preprocess(pixels, size, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD).to(self.head[0].weight.dtype)
+        pixels = kernels.preprocess(pixels, size, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD).to(self.head[0].weight.dtype)
         seen = self.vision(pixel_values=pixels).last_hidden_state
         tokens = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=35, return_tensors="pt").to(pixels.device)
         told = self.text(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, encoder_hidden_states=seen)
@@ -226,7 +269,7 @@ def aesthetic_head(path) -> nn.Module:
     layers = [nn.Linear(*reversed(state[k].shape)) for k in names]
     for layer, key in zip(layers, names):
         layer.weight.data, layer.bias.data = state[key].float(), state[key.replace("weight", "bias")].float()
-    return nn.Sequential(*layers)
+    return kernels.hp_head(nn.Sequential(*layers))
 
 
 def load_clip(source: str, scaled: bool = False) -> ClipScorer:
@@ -288,9 +331,9 @@ def _build(name: str, sources: list[str]) -> Scorer:
     if name == "jpeg":
         return JpegScorer()
     if name == "hp":
-        return load_hp(*sources)
+        return load_hp(*sources).fold()
     if name == "icthp":
-        return IctHpScorer(load_clip(sources[0]), load_hp(sources[1]))
+        return IctHpScorer(load_clip(sources[0]), load_hp(sources[1]).fold())
     if name == "aesthetic":
         return AestheticScorer(load_clip(sources[0]), aesthetic_head(sources[1]))
     if name == "imagereward":

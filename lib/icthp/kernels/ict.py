@@ -1,0 +1,262 @@
+"""losses.ict_loss with the same signature, faster; `impl` says how. Value and gradient come from one pass.
+
+"eager"    the oracle itself
+"gram"     no matrix of cosines: the sum of c_ij^2 is <T'T, V'V>; 20 b d^2 FLOPs, exact while the weight is 1
+"chunked"  the cosines a block of prompts at a time, their gradient at once; 36 b^2 d FLOPs, memory linear in b, any weight
+"triton"   the same, cosines and their gradient in one kernel on a GPU
+"auto"     whichever of these is right and fastest for size, device and weight
+"""
+
+import itertools
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from icthp import losses
+from icthp.kernels import ict_triton
+
+IMPLEMENTATIONS = ("auto", "eager", "gram", "chunked", "triton")
+CHUNK = 1024  # prompts a block
+
+
+def choose(b: int, d: int, alpha: float, beta: float, rounded: bool = False, pairs: int = 0, fused: bool = False) -> str:
+    """The implementation for b prompts of width d, `pairs` of which are of one group. Gram costs 20 b d^2 FLOPs, and 36 d for
+    each of those pairs at about a tenth of a product's speed; the others cost 36 b^2 d. fused: are there bfloat16 on a GPU
+    and Triton?"""
+    if rounded:
+        return "eager"
+    if losses.constant_weight(alpha, beta) and 20 * b * d + 360 * pairs < 36 * b * b:
+        return "gram"
+    return "triton" if fused and b > CHUNK else "chunked"
+
+
+@losses.full_precision
+def ict_loss(
+    images: Tensor,
+    easy: Tensor,
+    refined: Tensor,
+    easy_labels: Tensor,
+    refined_labels: Tensor,
+    *,
+    neg_lambda: float = 0.5,
+    alpha: float = 20.0,
+    beta: float = 6.0,
+    groups: Tensor | None = None,
+    sample_weights: Tensor | None = None,
+    negative_target: float = 0.0,
+    rounded: bool = False,
+    impl: str = "auto",
+) -> Tensor:
+    """icthp.losses.ict_loss by the implementation `impl`: arguments, shapes and value are the oracle's. float64 and float32 are
+    computed as they are; bfloat16 mismatched cosines in bfloat16 products where the processor has them, all else in float32.
+    Raises ValueError for an unknown impl, or where it would be wrong: "gram" knows no weight that is not constant, only "eager"
+    rounds. See also `sharded_ict_loss`."""
+    data = images, easy, refined, easy_labels, refined_labels
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, not {impl!r}")
+    if impl == "auto":
+        pairs = 0 if groups is None else len(same_group(groups)[0])
+        fused = easy.is_cuda and easy.dtype == torch.bfloat16 and ict_triton.available()
+        impl = choose(*easy.shape, alpha, beta, rounded, pairs, fused)
+    options = {"alpha": alpha, "beta": beta, "groups": groups, "sample_weights": sample_weights, "negative_target": negative_target}
+    if impl == "eager":
+        return losses.ict_loss(*data, neg_lambda=neg_lambda, rounded=rounded, **options)
+    if rounded:
+        raise ValueError(f'rounded=True, the released code\'s bfloat16, is for impl="eager", not {impl!r}')
+    if impl == "gram" and not losses.constant_weight(alpha, beta):
+        raise ValueError('impl="gram" is exact only with a constant weight, alpha * (beta - 1) >= 17.4')
+    return _IctLoss.apply(*data, neg_lambda, impl, 1, options)
+
+
+@losses.full_precision
+def sharded_ict_loss(
+    images,
+    easy,
+    refined,
+    easy_labels,
+    refined_labels,
+    *,
+    neg_lambda=0.5,
+    alpha=20.0,
+    beta=6.0,
+    groups=None,
+    sample_weights=None,
+    negative_target=0.0,
+    rounded=False,
+) -> Tensor:
+    """ict_loss of a batch of which every process holds an equal part: the mean over the processes is the loss, and
+    DistributedDataParallel's mean of the gradients is its gradient. On one process it is ict_loss.
+
+    While the weight is constant, processes exchange two (d, d) matrices, whatever the batch, and nothing in the backward pass;
+    otherwise the features themselves. groups and sample_weights must be None on all processes or on none."""
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    data = images, easy, refined, easy_labels, refined_labels
+    parts = {"groups": groups, "sample_weights": sample_weights}
+    options = {"alpha": alpha, "beta": beta, "negative_target": negative_target}
+    if world > 1 and groups is None and not rounded and losses.constant_weight(alpha, beta):
+        return _IctLoss.apply(*data, neg_lambda, "gram", world, options | parts)
+    if world > 1:
+        data = [_gathered(x, 1 if x is images else 0) for x in data]
+        parts = {name: None if x is None else _gathered(x, 0) for name, x in parts.items()}
+    return ict_loss(*data, neg_lambda=neg_lambda, rounded=rounded, **options, **parts)
+
+
+def _gathered(x: Tensor, dim: int) -> Tensor:
+    """All processes' parts, joined along `dim`; the gradient reaches this one's own, times their number, which a mean takes back."""
+    world, rank = dist.get_world_size(), dist.get_rank()
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world)]
+    dist.all_gather(parts, x.detach().contiguous())
+    parts[rank] = parts[rank] + world * (x - x.detach()) if x.requires_grad else parts[rank]
+    return torch.cat(parts, dim)
+
+
+class _IctLoss(torch.autograd.Function):
+    """The gradients are made in the forward pass and kept, so that nothing of size b^2 outlives it."""
+
+    @staticmethod
+    def forward(ctx, images, easy, refined, easy_labels, refined_labels, neg_lambda, impl, world, options):
+        value, *gradients = _value_and_gradients(
+            images, torch.stack([easy, refined]), torch.stack([easy_labels.T, refined_labels.T]), neg_lambda, impl, world, **options
+        )
+        (de, dr), (dle, dlr) = gradients[1], gradients[2].mT
+        ctx.save_for_backward(gradients[0], de, dr, dle, dlr)
+        ctx.dtypes = [x.dtype for x in (images, easy, refined, easy_labels, refined_labels)]
+        return value
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):
+        return *((upstream * g).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes)), None, None, None, None
+
+
+def _value_and_gradients(images, texts, labels, neg_lambda, impl, world, *, groups, sample_weights, alpha, beta, negative_target):
+    """images (3, b, d), texts (2, b, d), labels (2, 3, b) -> the loss and its gradient in each of them."""
+    wide_v, wide_t = losses._wide(images), losses._wide(texts)
+    sample_weights = None if sample_weights is None else sample_weights.to(wide_t.dtype)
+    u = torch.ones_like(wide_t[0, :, 0]) if sample_weights is None else sample_weights
+    rows, mass = _counts(u, groups, world)
+    scale = neg_lambda / (3 * mass)
+    error = _matched(wide_v, wide_t) - losses._wide(labels)
+    slope = 2 * world / (3 * rows).clamp(min=losses.TINY) * u * error
+    dv, dt = torch.zeros_like(wide_v), torch.zeros_like(wide_t)
+    _add_matched(dv, dt, slope, wide_v, wide_t)
+    if impl == "gram":
+        total = 0  # of the pairs that are no negatives
+        for i, j in [(None, None), *_blocks_of_pairs(groups)]:
+            away = _matched(wide_v, wide_t, i, j) - negative_target
+            weight = -world * (u.square() if i is None else u[i] * u[j])
+            total = total + (weight * away.square()).sum()
+            _add_matched(dv, dt, 2 * scale * weight * away, wide_v, wide_t, i, j)
+        everything, dv, dt = _gram(images, texts, dv, dt, scale, sample_weights, negative_target, world)
+        total = total + everything
+    else:
+        block = ict_triton.block if impl == "triton" else _block
+        ids = torch.arange(len(u), device=u.device) if groups is None else groups
+        total = _chunked(images, texts, dv, dt, scale, ids, sample_weights, alpha, beta, negative_target, block)
+    return (slope * error).sum() / 2 + scale * total, dv, dt, -slope
+
+
+def _counts(u: Tensor, groups: Tensor | None, world: int) -> tuple[Tensor, Tensor]:
+    """The weight of all prompts, and of all pairs of prompts of different groups; where there are none but for rounding,
+    infinity, by which nothing is divided."""
+    one = u if groups is None else torch.zeros_like(u).index_add_(0, torch.unique(groups, return_inverse=True)[1], u)
+    rows, same = _summed(torch.stack([u.sum(), one.square().sum()]), world)
+    mass = rows.square() - same
+    return rows, mass.where(mass > 1e-6 * rows.square(), math.inf)
+
+
+def _summed(x: Tensor, world: int) -> Tensor:
+    """The sum over processes, in place."""
+    if world > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def _matched(v: Tensor, t: Tensor, i: Tensor | None = None, j: Tensor | None = None) -> Tensor:
+    """(2, 3, p) products of the rows i of v (3, b, d) with the rows j of t (2, b, d); of all with their own by default."""
+    v, t = (v, t) if i is None else (v[:, i], t[:, j])
+    return torch.stack([(v * rows).sum(-1) for rows in t])
+
+
+def _add_matched(dv: Tensor, dt: Tensor, slope: Tensor, v: Tensor, t: Tensor, i: Tensor | None = None, j: Tensor | None = None):
+    """Add what slope (2, 3, p), the gradient in `_matched`, means for v and t."""
+    for s, k in itertools.product(range(len(t)), range(len(v))):
+        by = slope[s, k, :, None]
+        if i is None:
+            dv[k].addcmul_(by, t[s])
+            dt[s].addcmul_(by, v[k])
+        else:
+            dv[k].index_add_(0, i, by * t[s, j])
+            dt[s].index_add_(0, j, by * v[k, i])
+
+
+def same_group(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """(p,), (p,): the ordered pairs of different rows that have the same id, of groups (b,) int."""
+    order = groups.argsort(stable=True)
+    counts = torch.unique_consecutive(groups[order], return_counts=True)[1]
+    size, start = (x.repeat_interleave(counts) for x in (counts, counts.cumsum(0) - counts))  # of each sorted row's group
+    row = torch.arange(len(order), device=order.device).repeat_interleave(size)
+    column = torch.arange(len(row), device=order.device) - (size.cumsum(0) - size)[row] + start[row]
+    return order[row[row != column]], order[column[row != column]]
+
+
+def _blocks_of_pairs(groups: Tensor | None) -> list:
+    """The pairs of same_group, as many at a time as there are rows."""
+    return [] if groups is None else list(zip(*(x.split(len(groups)) for x in same_group(groups))))
+
+
+def _for_products(x: Tensor) -> Tensor:
+    """(k, b, d) -> (k b, d), in bfloat16 if it is and the processor multiplies it, else as wide as losses are."""
+    fast = x.dtype == torch.bfloat16 and (x.is_cuda or torch.cpu._is_avx512_bf16_supported())
+    return (x if fast else losses._wide(x)).flatten(0, 1)
+
+
+def _gram(images, texts, dv, dt, scale, u: Tensor | None, target: float, world: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum of u_i u_j (cosine_ij - target)^2 over all pairs, matched ones too; dv (3, b, d) and dt (2, b, d) plus `scale` times
+    its gradients. With y = target it is <T'T, V'V> - 2 y <sum of T, sum of V> + y^2 times the number of pairs, all weighted
+    (the Gramian trick, arXiv 1807.07187)."""
+    (v, uv), (t, ut) = ((x, x if u is None else x * u.repeat(n)[:, None].to(x.dtype)) for n, x in
+                        ((3, _for_products(images)), (2, _for_products(texts))))  # fmt: skip
+    grams = _summed(losses._wide(torch.stack([uv.T @ v, ut.T @ t])), world)
+    total, factor = grams.prod(0).sum(), 2 * world * scale
+    if target:
+        u = torch.ones_like(dv[0, :, 0]) if u is None else u
+        sums = _summed(torch.stack([losses._wide(x).sum(0) for x in (uv, ut)]), world)
+        total = total - 2 * target * sums.prod(0).sum() + 6 * (target * _summed(u.sum(), world)).square()
+        dv.addcmul_(u[:, None], factor * sums[1], value=-target)
+        dt.addcmul_(u[:, None], factor * sums[0], value=-target)
+    add = lambda whole, x, g: torch.addmm(whole.flatten(0, 1).to(x.dtype), x, (factor * g).to(x.dtype)).view_as(whole)
+    return total, add(dv, uv, grams[1]), add(dt, ut, grams[0])  # one rounding of bfloat16, of the sum
+
+
+def _chunked(images, texts, dv, dt, scale, ids, u, alpha, beta, target, block) -> Tensor:
+    """The sum of u_i u_j weight (cosine_ij - target)^2 over pairs of different ids; adds `scale` times its gradients to dv (3, b, d)
+    and dt (2, b, d)."""
+    v, t = _for_products(images), _for_products(texts)
+    columns, parts = ((ids.repeat(n), None if u is None else u.repeat(n)) for n in (3, 2))
+    total, dv, dt = 0, dv.flatten(0, 1), dt.flatten(0, 1)
+    for start in range(0, len(t), CHUNK):
+        here = slice(start, start + CHUNK)
+        value, slope = block(t[here], v, *((None if r is None else r[here], c) for r, c in zip(parts, columns)), alpha, beta, target)
+        total = total + value
+        dt[here].addcmul_(scale, losses._wide(slope @ v))
+        dv.addcmul_(scale, losses._wide(slope.T @ t[here]))
+    return total
+
+
+def _block(t, v, ids, weights, alpha, beta, target) -> tuple[Tensor, Tensor]:
+    """The sum over one block of prompts t (n, d) with all pictures v (m, d), and its gradient (n, m) in the cosines, in t's dtype.
+    ids, weights: pairs of (n,) and (m,); weights may hold None."""
+    cosine = losses._wide(t @ v.T)
+    away = (cosine - target).masked_fill_(ids[0][:, None] == ids[1], 0)
+    square, slope = away.square(), 2 * away
+    if not losses.constant_weight(alpha, beta):
+        weight = losses.negative_weight(cosine, alpha, beta)
+        slope = weight * (slope - alpha * (1 - weight) * cosine.sign() * square)
+        square = weight * square
+    if weights[0] is not None:
+        both = weights[0][:, None] * weights[1]
+        square, slope = square * both, slope * both
+    return square.sum(), slope.to(t.dtype)

@@ -1,0 +1,76 @@
+import pytest
+import torch
+
+from icthp import kernels, pictures
+
+SHAPES = [((64, 64), 32), ((37, 91), 24), ((200, 50), 32), ((20, 31), 48), ((31, 20), 20), ((24, 24), 24), ((1, 5), 8), ((512, 300), 33)]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def noise(shape, dtype=torch.float32):
+    """Noise overshoots when it is resized, so that the cuts to [0, 1] count."""
+    return torch.rand(2, 3, *shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=dtype)
+
+
+def value_and_gradient(function, pixels, weight):
+    pixels = pixels.clone().requires_grad_()
+    value = function(pixels)
+    return value.detach(), torch.autograd.grad((value * weight).sum(), pixels)[0]
+
+
+@pytest.mark.parametrize("impl", ["aten", "gemm"])
+@pytest.mark.parametrize(("shape", "size"), SHAPES)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_equals_fit_square(impl, shape, size, dtype, bound):
+    """The oracle is pictures.fit_square under torch's own autograd, then (x - mean) / std."""
+    mean, std, pixels = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28), noise(shape, dtype)
+    column = lambda v: torch.tensor(v, dtype=dtype)[:, None, None]
+    oracle = lambda x: (pictures.fit_square(x, size) - column(mean)) / column(std)
+    weight = torch.randn(2, 3, size, size, dtype=dtype)
+    slow = value_and_gradient(oracle, pixels, weight)
+    fast = value_and_gradient(lambda x: kernels.preprocess(x, size, mean, std, impl=impl), pixels, weight)
+    for a, b in zip(fast, slow):
+        assert (a - b).abs().max() <= bound * max(1, b.abs().max())
+
+
+def test_one_direction_is_torchs_own():
+    """Where nothing overshoots, two directions are one call of torch's antialiased bicubic kernel."""
+    pixels = noise((60, 90)) / 4 + 0.4
+    whole = torch.nn.functional.interpolate(pixels, (20, 30), mode="bicubic", antialias=True)
+    for impl in ("aten", "gemm"):
+        assert (kernels.preprocess(pixels, 20, impl=impl) - whole[..., 5:25]).abs().max() <= 1e-6
+
+
+def test_bytes_are_resized_as_pillow_does():
+    from PIL import Image
+
+    pixels = (noise((150, 90)) * 255).byte()
+    mine = kernels.preprocess(pixels, 40) * 255
+    for picture, row in zip(pixels, mine):
+        pillow = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize((40, 66), Image.Resampling.BICUBIC)
+        assert (pictures.read(pillow)[:, 13:53] - row).abs().max() <= 1 + 1e-4
+    assert (kernels.preprocess(pixels, 40, impl="gemm") * 255 - mine).abs().max() <= 1.5
+
+
+def test_bfloat16_within_its_rounding():
+    """torch's own kernel has no bfloat16 on a CPU; products with a matrix have."""
+    pixels = noise((90, 70))
+    exact = kernels.preprocess(pixels, 32)
+    assert (kernels.preprocess(pixels.bfloat16(), 32, impl="gemm").float() - exact).abs().max() <= 2e-2
+
+
+def test_gradients_are_deterministic():
+    pixels, weight = noise((90, 70)).to(DEVICE), torch.randn(2, 3, 32, 32, device=DEVICE)
+    gradients = [value_and_gradient(lambda x: kernels.preprocess(x, 32), pixels, weight)[1] for _ in range(3)]
+    assert all(torch.equal(gradients[0], g) for g in gradients[1:])
+
+
+@pytest.mark.parametrize("impl", ["aten", "gemm"])
+def test_gradient_is_the_derivative(impl):
+    pixels = noise((9, 7), torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: kernels.preprocess(x, 5, [0.5] * 3, [0.2] * 3, impl=impl), pixels)
+
+
+def test_unknown_implementation_is_refused():
+    with pytest.raises(ValueError, match="impl must be"):
+        kernels.preprocess(noise((9, 9)), 5, impl="pil")
