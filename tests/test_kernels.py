@@ -1,4 +1,3 @@
-import itertools
 import os
 import re
 import subprocess
@@ -10,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.flop_counter import FlopCounterMode
 
-from icthp import kernels, losses
+from icthp import kernels, losses, measure
 from icthp.kernels import ict, ict_triton
 from test_losses import triplets
 
@@ -147,12 +146,8 @@ def test_gram_does_less_work():
 
 
 def peak(impl: str, b: int) -> int:
-    """Bytes that torch's allocator holds at most, above those at the start, for value and gradient."""
     data = triplets(b, 16, torch.float32)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        value_and_gradients(kernels.ict_loss, data, impl=impl, beta=0.1)
-    changes = [event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return max(itertools.accumulate(changes))
+    return measure.peak_bytes(lambda: value_and_gradients(kernels.ict_loss, data, impl=impl, beta=0.1))
 
 
 def test_chunked_memory_is_linear_in_the_batch(monkeypatch):

@@ -124,11 +124,12 @@ def test_every_section_fits_its_notebook(section, monkeypatch):
     assert set(load("params.yaml")) == set(STAGES) | {"shared"}
 
 
-def imports(source):
-    """Modules of icthp that a piece of Python imports, and those that they import in turn."""
+def imports(source, known=frozenset({"run"})):
+    """Modules and packages of icthp that a piece of Python imports, and those that they import in turn."""
     nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("icthp")]
-    used = {m for n in nodes for m in ([a.name for a in n.names] if n.module == "icthp" else [n.module.split(".")[1]])} - {"run"}
-    return used.union(*(imports(path.read_text()) for m in used if (path := ROOT / f"lib/icthp/{m}.py").exists()))
+    used = {m for n in nodes for m in ([a.name for a in n.names] if n.module == "icthp" else [n.module.split(".")[1]])} - known
+    files = [f for m in used for f in [*ROOT.glob(f"lib/icthp/{m}.py"), *ROOT.glob(f"lib/icthp/{m}/*.py")]]
+    return used.union(*(imports(f.read_text(), known | used) for f in files))
 
 
 @pytest.mark.parametrize("section", load("dvc.yaml")["stages"].keys() - {"strip"})

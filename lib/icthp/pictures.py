@@ -31,7 +31,7 @@ def read(picture) -> Tensor:
         array = _array(picture)
     except _UNREADABLE as error:
         raise ValueError(f"{picture} cannot be read as a picture: {error}") from error
-    return torch.from_numpy(array.copy()).permute(2, 0, 1)
+    return torch.from_numpy(array).permute(2, 0, 1)
 
 
 def to_pixels(picture) -> Tensor:
@@ -43,7 +43,7 @@ def _array(picture) -> np.ndarray:
     image = picture if isinstance(picture, Image.Image) else Image.open(picture)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-    return np.asarray(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def problem(contents: bytes | None) -> str:
@@ -80,10 +80,12 @@ def fit_square(pixels: Tensor, size: int) -> Tensor:
     if (h, w) == (size, size):
         return pixels
     square = square_of(h, w, size)
+    whole = pixels.dtype == torch.uint8
     first = (square.shape[0], w) if square.order == (0, 1) else (h, square.shape[1])
-    for shape in (first, square.shape):
+    steps = (square.shape,) if whole and square.order == (1, 0) else (first, square.shape)  # of bytes torch does the width first
+    for shape in steps:
         pixels = F.interpolate(pixels, shape, mode="bicubic", antialias=True)
-        pixels = pixels if pixels.dtype == torch.uint8 else pixels.clamp(0, 1)
+        pixels = pixels if whole else pixels.clamp(0, 1)
     top, left = square.start
     return pixels[..., top : top + size, left : left + size]
 

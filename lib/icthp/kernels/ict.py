@@ -118,7 +118,7 @@ class _IctLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, images, easy, refined, easy_labels, refined_labels, neg_lambda, impl, world, options):
         value, *gradients = _value_and_gradients(
-            images, torch.stack([easy, refined]), torch.stack([easy_labels.T, refined_labels.T]), neg_lambda, impl, world, **options
+            images, (easy, refined), torch.stack([easy_labels.T, refined_labels.T]), neg_lambda, impl, world, **options
         )
         (de, dr), (dle, dlr) = gradients[1], gradients[2].mT
         ctx.save_for_backward(gradients[0], de, dr, dle, dlr)
@@ -132,8 +132,8 @@ class _IctLoss(torch.autograd.Function):
 
 
 def _value_and_gradients(images, texts, labels, neg_lambda, impl, world, *, groups, sample_weights, alpha, beta, negative_target):
-    """images (3, b, d), texts (2, b, d), labels (2, 3, b) -> the loss and its gradient in each of them."""
-    wide_v, wide_t = losses._wide(images), losses._wide(texts)
+    """images (3, b, d), texts 2 x (b, d), labels (2, 3, b) -> the loss and its gradient in each of them."""
+    wide_v, wide_t = losses._wide(images), torch.stack([losses._wide(text) for text in texts])
     sample_weights = None if sample_weights is None else sample_weights.to(wide_t.dtype)
     u = torch.ones_like(wide_t[0, :, 0]) if sample_weights is None else sample_weights
     rows, mass = _counts(u, groups, world)
@@ -142,6 +142,8 @@ def _value_and_gradients(images, texts, labels, neg_lambda, impl, world, *, grou
     slope = 2 * world / (3 * rows).clamp(min=losses.TINY) * u * error
     dv, dt = torch.zeros_like(wide_v), torch.zeros_like(wide_t)
     _add_matched(dv, dt, slope, wide_v, wide_t)
+    fast = images.dtype == torch.bfloat16 and (images.is_cuda or torch.cpu._is_avx512_bf16_supported())
+    factors = (images.flatten(0, 1), torch.cat(texts)) if fast else (wide_v.flatten(0, 1), wide_t.flatten(0, 1))
     if impl == "gram":
         total = 0  # of the pairs that are no negatives
         for i, j in [(None, None), *_blocks_of_pairs(groups)]:
@@ -149,12 +151,12 @@ def _value_and_gradients(images, texts, labels, neg_lambda, impl, world, *, grou
             weight = -world * (u.square() if i is None else u[i] * u[j])
             total = total + (weight * away.square()).sum()
             _add_matched(dv, dt, 2 * scale * weight * away, wide_v, wide_t, i, j)
-        everything, dv, dt = _gram(images, texts, dv, dt, scale, sample_weights, negative_target, world)
+        everything, dv, dt = _gram(*factors, dv, dt, scale, sample_weights, negative_target, world)
         total = total + everything
     else:
         block = ict_triton.block if impl == "triton" else _block
         ids = torch.arange(len(u), device=u.device) if groups is None else groups
-        total = _chunked(images, texts, dv, dt, scale, ids, sample_weights, alpha, beta, negative_target, block)
+        total = _chunked(*factors, dv, dt, scale, ids, sample_weights, alpha, beta, negative_target, block)
     return (slope * error).sum() / 2 + scale * total, dv, dt, -slope
 
 
@@ -177,7 +179,7 @@ def _summed(x: Tensor, world: int) -> Tensor:
 def _matched(v: Tensor, t: Tensor, i: Tensor | None = None, j: Tensor | None = None) -> Tensor:
     """(2, 3, p) products of the rows i of v (3, b, d) with the rows j of t (2, b, d); of all with their own by default."""
     v, t = (v, t) if i is None else (v[:, i], t[:, j])
-    return torch.stack([(v * rows).sum(-1) for rows in t])
+    return torch.stack([torch.stack([(rows * prompts).sum(-1) for rows in v]) for prompts in t])
 
 
 def _add_matched(dv: Tensor, dt: Tensor, slope: Tensor, v: Tensor, t: Tensor, i: Tensor | None = None, j: Tensor | None = None):
@@ -207,18 +209,11 @@ def _blocks_of_pairs(groups: Tensor | None) -> list:
     return [] if groups is None else list(zip(*(x.split(len(groups)) for x in same_group(groups))))
 
 
-def _for_products(x: Tensor) -> Tensor:
-    """(k, b, d) -> (k b, d), in bfloat16 if it is and the processor multiplies it, else as wide as losses are."""
-    fast = x.dtype == torch.bfloat16 and (x.is_cuda or torch.cpu._is_avx512_bf16_supported())
-    return (x if fast else losses._wide(x)).flatten(0, 1)
-
-
-def _gram(images, texts, dv, dt, scale, u: Tensor | None, target: float, world: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The sum of u_i u_j (cosine_ij - target)^2 over all pairs, matched ones too; dv (3, b, d) and dt (2, b, d) plus `scale` times
-    its gradients. With y = target it is <T'T, V'V> - 2 y <sum of T, sum of V> + y^2 times the number of pairs, all weighted
-    (the Gramian trick, arXiv 1807.07187)."""
-    (v, uv), (t, ut) = ((x, x if u is None else x * u.repeat(n)[:, None].to(x.dtype)) for n, x in
-                        ((3, _for_products(images)), (2, _for_products(texts))))  # fmt: skip
+def _gram(v, t, dv, dt, scale, u: Tensor | None, target: float, world: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum of u_i u_j (cosine_ij - target)^2 over all pairs of v (3 b, d) and t (2 b, d), matched ones too; dv (3, b, d) and
+    dt (2, b, d) plus `scale` times its gradients. With y = target it is <T'T, V'V> - 2 y <sum of T, sum of V> + y^2 times the
+    number of pairs, all weighted (the Gramian trick, arXiv 1807.07187)."""
+    uv, ut = (v, t) if u is None else (x * u.repeat(n)[:, None].to(x.dtype) for n, x in ((3, v), (2, t)))
     grams = _summed(losses._wide(torch.stack([uv.T @ v, ut.T @ t])), world)
     total, factor = grams.prod(0).sum(), 2 * world * scale
     if target:
@@ -227,14 +222,18 @@ def _gram(images, texts, dv, dt, scale, u: Tensor | None, target: float, world: 
         total = total - 2 * target * sums.prod(0).sum() + 6 * (target * _summed(u.sum(), world)).square()
         dv.addcmul_(u[:, None], factor * sums[1], value=-target)
         dt.addcmul_(u[:, None], factor * sums[0], value=-target)
-    add = lambda whole, x, g: torch.addmm(whole.flatten(0, 1).to(x.dtype), x, (factor * g).to(x.dtype)).view_as(whole)
-    return total, add(dv, uv, grams[1]), add(dt, ut, grams[0])  # one rounding of bfloat16, of the sum
+    return total, _plus(dv, uv, factor * grams[1]), _plus(dt, ut, factor * grams[0])
 
 
-def _chunked(images, texts, dv, dt, scale, ids, u, alpha, beta, target, block) -> Tensor:
-    """The sum of u_i u_j weight (cosine_ij - target)^2 over pairs of different ids; adds `scale` times its gradients to dv (3, b, d)
-    and dt (2, b, d)."""
-    v, t = _for_products(images), _for_products(texts)
+def _plus(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """x + a b in a's type, in x's place if that is its type too; of bfloat16 only the sum is rounded."""
+    flat = x.flatten(0, 1).to(a.dtype)
+    return torch.addmm(flat, a, b.to(a.dtype), out=flat).view_as(x)
+
+
+def _chunked(v, t, dv, dt, scale, ids, u, alpha, beta, target, block) -> Tensor:
+    """The sum of u_i u_j weight (cosine_ij - target)^2 over pairs of v (3 b, d) and t (2 b, d) of different ids; adds `scale` times its
+    gradients to dv (3, b, d) and dt (2, b, d)."""
     columns, parts = ((ids.repeat(n), None if u is None else u.repeat(n)) for n in (3, 2))
     total, dv, dt = 0, dv.flatten(0, 1), dt.flatten(0, 1)
     for start in range(0, len(t), CHUNK):
