@@ -107,6 +107,76 @@ def test_lv_with_one_copy_of_the_last_step(pipe, prompt):
     assert (staged - whole).norm() <= 1e-5 * whole.norm()
 
 
+@pytest.mark.parametrize("options", [{"reforward": True}, {"merge": True}, {"reforward": True, "merge": True, "decode_batch": 1}])
+@pytest.mark.parametrize("k", [1, 2])
+def test_memory_and_speed_change_no_gradient(pipe, prompt, k, options):
+    before = {name: p.clone() for name, p in pipe.transformer.named_parameters()}
+    (_, plain), (_, other) = gradient(pipe, prompt, k=k), gradient(pipe, prompt, k=k, **options)
+    assert (plain - other).norm() <= 1e-5 * plain.norm()
+    assert all(torch.equal(p, before[name]) for name, p in pipe.transformer.named_parameters())  # merged weights came back
+
+
+def test_merged_draws_what_the_lora_draws(pipe, prompt):
+    run = lambda: pipe.transformer(torch.ones(3, 4, 8, 8), *prompt, torch.full((3,), 500.0), return_dict=False)[0].detach()
+    plain = run()
+    with draft.merged(pipe.transformer):
+        within, moved = run(), pipe.transformer.transformer_blocks[0].attn.to_q.merged
+    with draft.without_lora(pipe.transformer):
+        base = run()
+    assert moved and torch.allclose(within, plain, atol=1e-5) and torch.equal(run(), plain) and not torch.allclose(base, plain, atol=1e-3)
+
+
+def test_guidance_is_the_pipelines(pipe, scenes, prompt):
+    step, staged = gradient(pipe, prompt, guidance=3.0, negative=draft.encode(pipe, [""]))
+    noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    drawn = pipe(microworld.captions(scenes[:3]), latents=noise, num_inference_steps=STEPS, guidance_scale=3.0, output_type="pt",
+                 max_sequence_length=1).images  # fmt: skip
+    assert torch.allclose(step.pixels, drawn, atol=1e-5)
+    assert (staged - gradient(pipe, prompt)[1]).norm() > 1e-3 * staged.norm()
+    with pytest.raises(ValueError, match="negative"):
+        gradient(pipe, prompt, guidance=3.0)
+
+
+def test_anchor_pulls_towards_the_base(pipe, prompt):
+    """The gradient that it adds, by hand for the one step that has a graph."""
+    (_, plain), (_, anchored) = gradient(pipe, prompt), gradient(pipe, prompt, anchor=0.7)
+    x, sigma = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), draft._sigmas(pipe, STEPS).tolist()
+    velocity = lambda i: pipe.transformer(x, *prompt, torch.full((3,), sigma[i] * 1000), return_dict=False)[0]
+    with torch.no_grad():
+        for i in range(STEPS - 1):
+            x = x + (sigma[i + 1] - sigma[i]) * velocity(i)
+        with draft.without_lora(pipe.transformer):
+            base = velocity(STEPS - 1)
+    penalty = 0.7 * (velocity(STEPS - 1) - base).square().mean()
+    added = torch.cat([g.flatten() for g in torch.autograd.grad(penalty, lora(pipe))])
+    assert (anchored - plain - added).norm() <= 1e-4 * added.norm()
+
+
+def test_a_picture_without_a_finite_reward_is_left_out(pipe, prompt):
+    """The others' gradient is what it would be without it; if none is left the step says so."""
+    broken = lambda pixels, rows: torch.where(rows == 1, torch.nan, 1) * reward(pixels, rows)
+    few = lambda pixels, rows: (rows != 1) * reward(pixels, rows) * 3 / 2  # the mean over two of three
+    run = lambda reward, **o: draft.draft_step(pipe, *prompt, reward, steps=STEPS, generator=torch.Generator().manual_seed(0), **o)
+
+    def left(reward):
+        for p in lora(pipe):
+            p.grad = None
+        return run(reward), torch.cat([p.grad.flatten() for p in lora(pipe)])
+
+    (step, some), (_, expected) = left(broken), left(few)
+    assert step.kept.tolist() == [True, False, True] and step.rewards[1].isnan()
+    assert (some - expected).norm() <= 1e-5 * expected.norm()
+    with pytest.raises(FloatingPointError, match="no picture"):
+        run(lambda pixels, rows: reward(pixels, rows) * torch.nan)
+
+
+def test_lora_targets_and_alpha(sd3_folder):
+    pipe = hub.load_pipeline(str(sd3_folder))
+    draft.add_lora(pipe, rank=2, alpha=8, targets=["to_q"])
+    layers = [m for _, m in pipe.transformer.named_modules() if hasattr(m, "lora_A")]
+    assert len(layers) == len(pipe.transformer.transformer_blocks) and layers[0].scaling["default"] == 4
+
+
 def test_training_pictures_are_the_pipelines(pipe, prompt, scenes):
     """The sampler of the training step and the pipeline's own draw the same picture from the same noise."""
     step, _ = gradient(pipe, prompt, k=1)
@@ -143,6 +213,21 @@ def test_k_outside_its_range(pipe, prompt, options):
 def test_a_detached_reward_fails_loudly(pipe, prompt):
     with pytest.raises(RuntimeError, match="does not require grad"):
         draft.draft_step(pipe, *prompt, lambda pixels, rows: pixels.detach().mean((1, 2, 3)), steps=STEPS, generator=torch.Generator())
+
+
+def test_a_detached_decoder_fails_loudly(pipe, prompt, monkeypatch):
+    decode = pipe.vae.decode
+    monkeypatch.setattr(pipe.vae, "decode", lambda x: decode(x.detach()))
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        gradient(pipe, prompt)
+
+
+def test_pillow_in_the_graph_fails_loudly(pipe, prompt):
+    through_bytes = lambda pixels, rows: pictures.stack([Image.open(io.BytesIO(r["bytes"])) for r in pictures.encode(pixels)]).mean(
+        (1, 2, 3)
+    )
+    with pytest.raises(RuntimeError, match="grad"):
+        draft.draft_step(pipe, *prompt, through_bytes, steps=STEPS, generator=torch.Generator())
 
 
 def test_dynamic_shifting_is_refused(pipe, prompt):

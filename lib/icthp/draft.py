@@ -5,6 +5,7 @@ into the LoRA parameters. Decoder and reward hold their graph for one micro-batc
 to the latents is all that the transformer's backward pass needs.
 """
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -19,6 +20,7 @@ from accelerate import PartialState
 from diffusers import AutoPipelineForImage2Image, DiffusionPipeline, StableDiffusion3Pipeline
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
@@ -31,24 +33,57 @@ LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", 
 class RewardStep(NamedTuple):
     rewards: Tensor  # (b,) or (lv * b,), detached
     pixels: Tensor  # the same pictures, (.., 3, h, w) in [0, 1], detached
+    kept: Tensor  # (b,) or (lv * b,) bool: has it a finite reward and gradient? the others were left out
 
 
-def add_lora(pipe: StableDiffusion3Pipeline, rank: int, seed: int = 0) -> list[torch.nn.Parameter]:
-    """Freeze the pipeline, add a LoRA to the transformer's attention; returns the float32 parameters to train."""
+def add_lora(
+    pipe: StableDiffusion3Pipeline, rank: int, seed: int = 0, *, alpha: float | None = None, targets: list[str] | None = None
+) -> list[torch.nn.Parameter]:
+    """Freeze the pipeline, add a LoRA to the transformer; returns the float32 parameters to train. alpha: the update counts
+    alpha / rank times, by default once; targets: names of linear layers, by default the attention's."""
     torch.manual_seed(seed)
     for part in (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3):
         if part is not None:
             part.requires_grad_(False)
-    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=LORA_TARGETS)
-    pipe.transformer.add_adapter(config)
+    alpha, targets = rank if alpha is None else alpha, LORA_TARGETS if targets is None else targets
+    pipe.transformer.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=targets))
     cast_training_params(pipe.transformer, dtype=torch.float32)
     return [p for p in pipe.transformer.parameters() if p.requires_grad]
 
 
-def save_lora(pipe: StableDiffusion3Pipeline, folder) -> None:
-    """folder/pytorch_lora_weights.safetensors, which pipe.load_lora_weights(folder) reads."""
+def save_lora(pipe: StableDiffusion3Pipeline, folder, card: str = "") -> None:
+    """folder/pytorch_lora_weights.safetensors, which pipe.load_lora_weights(folder) reads, and a README.md if there is a `card`."""
     layers = get_peft_model_state_dict(pipe.transformer)
     StableDiffusion3Pipeline.save_lora_weights(str(folder), transformer_lora_layers=layers)
+    if card:
+        atomic(Path(folder) / "README.md", lambda partial: partial.write_text(card))
+
+
+@contextlib.contextmanager
+def merged(transformer):
+    """Within, the LoRA is part of the weights: fewer products a step, for steps without a gradient. The weights come back as they
+    were, bit for bit."""
+    layers = [m for m in transformer.modules() if isinstance(m, LoraLayer) and not m.merged and not m.disable_adapters]
+    kept = [m.get_base_layer().weight.data for m in layers]
+    for m, weight in zip(layers, kept):
+        m.get_base_layer().weight.data = weight + sum(m.get_delta_weight(name).to(weight.dtype) for name in m.active_adapters)
+        m.merged_adapters.extend(m.active_adapters)
+    try:
+        yield
+    finally:
+        for m, weight in zip(layers, kept):
+            m.get_base_layer().weight.data = weight
+            m.merged_adapters.clear()
+
+
+@contextlib.contextmanager
+def without_lora(transformer):
+    """Within, the transformer is the one that the tuning began with."""
+    transformer.disable_adapters()
+    try:
+        yield
+    finally:
+        transformer.enable_adapters()
 
 
 def encode(pipe: StableDiffusion3Pipeline, prompts: list[str], batch: int = 256) -> tuple[Tensor, Tensor]:
@@ -146,40 +181,70 @@ def draft_step(
     lv: int = 1,
     generator: torch.Generator,
     size: int | None = None,
+    guidance: float = 0.0,
+    negative: tuple[Tensor, Tensor] | None = None,
+    anchor: float = 0.0,
     decode_batch: int = 16,
+    reforward: bool = False,
+    merge: bool = False,
 ) -> RewardStep:
-    """One DRaFT step: leaves the gradient of -mean(reward) in the LoRA parameters; the caller owns the optimiser.
+    """One DRaFT step: adds the gradient of -mean(reward) to the LoRA parameters'; the caller owns the optimiser.
 
     prompt_embeds (b, n, d), pooled (b, p): from `encode`. reward(pixels (m, 3, h, w), rows (m,) int64) -> (m,): rows says
-    which prompts the pictures belong to. steps: sampler steps, of which the last k keep their graph. lv > 1: DRaFT-LV, the
-    finished sample is noised lv times to the last step's level and denoised once (k must be 1). size: pixels, default the
-    transformer's. Raises ValueError for k outside 1..steps.
+    which prompts the pictures belong to; where it or its gradient is not finite, the picture is left out. steps: sampler steps,
+    of which the last k keep their graph. lv > 1: DRaFT-LV, the finished sample is noised lv times to the last step's level and
+    denoised once (k must be 1). size: pixels, default the transformer's. guidance above 1: classifier-free, away from `negative`,
+    `encode` of one text. anchor: weight of the mean squared distance of the velocity from the untuned transformer's, over the
+    steps with a graph; with the sampler's noise that is their Kullback-Leibler divergence but for a factor of each level.
+
+    Memory: decoder and reward see decode_batch pictures at a time. reforward: the last k steps run twice, the second time with
+    their graph, so that it is never there together with the decoder's. merge: see `merged`.
+    Raises ValueError for k outside 1..steps, or guidance without `negative`; FloatingPointError where no picture is left.
     """
     if not 1 <= k <= steps or (lv > 1 and k != 1):
         raise ValueError(f"k must lie in 1..{steps} (steps), and be 1 when lv > 1; got k={k}, lv={lv}")
-    b, device = len(prompt_embeds), pipe.transformer.device
-    side = (size or pipe.transformer.config.sample_size * pipe.vae_scale_factor) // pipe.vae_scale_factor
-    shape = (b, pipe.transformer.config.in_channels, side, side)
-    noise = lambda n: torch.randn((n, *shape[1:]), generator=generator, device=generator.device).to(device)
+    if guidance > 1 and negative is None:
+        raise ValueError('guidance above 1 needs negative=draft.encode(pipe, [""])')
+    b, transformer, device = len(prompt_embeds), pipe.transformer, pipe.transformer.device
+    side = (size or transformer.config.sample_size * pipe.vae_scale_factor) // pipe.vae_scale_factor
+    noise = lambda n: torch.randn((n, transformer.config.in_channels, side, side), generator=generator, device=generator.device).to(device)
     sigmas = _sigmas(pipe, steps).tolist()
 
-    def euler(x: Tensor, i: int, rows: Tensor) -> Tensor:
-        time = torch.full((len(x),), sigmas[i] * 1000, device=device)
-        v = pipe.transformer(x.to(prompt_embeds.dtype), prompt_embeds[rows], pooled[rows], time, return_dict=False)[0]
-        return x + (sigmas[i + 1] - sigmas[i]) * v.float()
+    def velocity(x: Tensor, i: int, rows: Tensor) -> Tensor:
+        told = lambda embeds, pooled: transformer(
+            x.to(prompt_embeds.dtype), embeds, pooled, torch.full((len(x),), sigmas[i] * 1000, device=device), return_dict=False
+        )[0].float()
+        v = told(prompt_embeds[rows], pooled[rows])
+        if guidance > 1:
+            v0 = told(*(part.expand(len(x), *part.shape[1:]) for part in negative))
+            v = v0 + guidance * (v - v0)
+        return v
 
-    rows, x = torch.arange(b, device=device), noise(b)
-    with torch.no_grad():
-        for i in range(steps - k if lv == 1 else steps):
-            x = euler(x, i, rows)
+    def denoise(x: Tensor, levels: range, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The sample after those steps, and how far the tuned velocity went from the base's, where that is asked and has a graph."""
+        away = torch.zeros((), device=device)
+        for i in levels:
+            v = velocity(x, i, rows)
+            if anchor and torch.is_grad_enabled():
+                with torch.no_grad(), without_lora(transformer):
+                    base = velocity(x, i, rows)
+                away = away + (v - base).square().mean()
+            x = x + (sigmas[i + 1] - sigmas[i]) * v
+        return x, away
+
+    rows, x, last = torch.arange(b, device=device), noise(b), range(steps - k, steps)
+    with torch.no_grad(), merged(transformer) if merge else contextlib.nullcontext():
+        x, _ = denoise(x, range(steps if lv > 1 else steps - k), rows)
     if lv > 1:
         rows, x = rows.repeat(lv), x.repeat(lv, 1, 1, 1)
-        x = euler((1 - sigmas[-2]) * x + sigmas[-2] * noise(lv * b), steps - 1, rows)
-    for i in range(steps - k if lv == 1 else steps, steps):
-        x = euler(x, i, rows)
-    rewards, pixels, cotangent = _reward_gradient(pipe, x.detach(), rows, reward, decode_batch)
-    x.backward(cotangent)
-    return RewardStep(rewards, pixels)
+        x = (1 - sigmas[-2]) * x + sigmas[-2] * noise(lv * b)
+    with torch.set_grad_enabled(not reforward):
+        end, away = denoise(x, last, rows)
+    result, cotangent = _reward_gradient(pipe, end.detach(), rows, reward, decode_batch)
+    if reforward:
+        end, away = denoise(x, last, rows)
+    torch.autograd.backward([end, anchor * away] if anchor else [end], [cotangent, None] if anchor else [cotangent])
+    return result
 
 
 def _sigmas(pipe: StableDiffusion3Pipeline, steps: int) -> Tensor:
@@ -191,14 +256,20 @@ def _sigmas(pipe: StableDiffusion3Pipeline, steps: int) -> Tensor:
     return scheduler.sigmas
 
 
-def _reward_gradient(pipe, latents: Tensor, rows: Tensor, reward, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rewards, pixels and the gradient of -mean(reward) at the latents, a micro-batch of pictures at a time."""
+def _reward_gradient(pipe, latents: Tensor, rows: Tensor, reward, batch: int) -> tuple[RewardStep, Tensor]:
+    """What the pictures are worth, and the gradient of -mean(reward) at the latents, a micro-batch of pictures at a time."""
     rewards, pixels, gradients = [], [], []
     for part, r in zip(latents.split(batch), rows.split(batch)):
         part = part.requires_grad_(True)
         picture = decode(pipe, part)
         score = reward(picture, r)
-        gradients.append(torch.autograd.grad(-score.sum() / len(latents), part)[0])
+        gradients.append(torch.autograd.grad(-score.sum(), part)[0])
         rewards.append(score.detach())
         pixels.append(picture.detach())
-    return torch.cat(rewards), torch.cat(pixels), torch.cat(gradients)
+        del picture, score  # with their graph, before the next ones are made
+    rewards, gradients = torch.cat(rewards), torch.cat(gradients)
+    kept = rewards.isfinite() & gradients.flatten(1).isfinite().all(1)
+    if not kept.any():
+        raise FloatingPointError(f"no picture of this batch has a finite reward and gradient; the rewards are {rewards.tolist()}")
+    gradients = gradients.where(kept[:, None, None, None], 0) / kept.sum()
+    return RewardStep(rewards, torch.cat(pixels), kept), gradients
