@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from icthp import kernels, pictures
+from icthp.kernels import resize
 
 SHAPES = [((64, 64), 32), ((37, 91), 24), ((200, 50), 32), ((20, 31), 48), ((31, 20), 20), ((24, 24), 24), ((1, 5), 8), ((512, 300), 33)]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -18,17 +19,19 @@ def value_and_gradient(function, pixels, weight):
     return value.detach(), torch.autograd.grad((value * weight).sum(), pixels)[0]
 
 
-@pytest.mark.parametrize("impl", ["aten", "gemm"])
+@pytest.mark.parametrize("band", [7, 32, 1000])
 @pytest.mark.parametrize(("shape", "size"), SHAPES)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
-def test_equals_fit_square(impl, shape, size, dtype, bound):
+def test_equals_fit_square(band, shape, size, dtype, bound, monkeypatch):
     """The oracle is pictures.fit_square under torch's own autograd, then (x - mean) / std."""
+    monkeypatch.setattr(resize, "BAND", band)
+    resize.bands.cache_clear()
     mean, std, pixels = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28), noise(shape, dtype)
     column = lambda v: torch.tensor(v, dtype=dtype)[:, None, None]
     oracle = lambda x: (pictures.fit_square(x, size) - column(mean)) / column(std)
     weight = torch.randn(2, 3, size, size, dtype=dtype)
     slow = value_and_gradient(oracle, pixels, weight)
-    fast = value_and_gradient(lambda x: kernels.preprocess(x, size, mean, std, impl=impl), pixels, weight)
+    fast = value_and_gradient(lambda x: kernels.preprocess(x, size, mean, std), pixels, weight)
     for a, b in zip(fast, slow):
         assert (a - b).abs().max() <= bound * max(1, b.abs().max())
 
@@ -37,8 +40,7 @@ def test_one_direction_is_torchs_own():
     """Where nothing overshoots, two directions are one call of torch's antialiased bicubic kernel."""
     pixels = noise((60, 90)) / 4 + 0.4
     whole = torch.nn.functional.interpolate(pixels, (20, 30), mode="bicubic", antialias=True)
-    for impl in ("aten", "gemm"):
-        assert (kernels.preprocess(pixels, 20, impl=impl) - whole[..., 5:25]).abs().max() <= 1e-6
+    assert (kernels.preprocess(pixels, 20) - whole[..., 5:25]).abs().max() <= 1e-6
 
 
 def test_bytes_are_resized_as_pillow_does():
@@ -49,14 +51,14 @@ def test_bytes_are_resized_as_pillow_does():
     for picture, row in zip(pixels, mine):
         pillow = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize((40, 66), Image.Resampling.BICUBIC)
         assert (pictures.read(pillow)[:, 13:53] - row).abs().max() <= 1 + 1e-4
-    assert (kernels.preprocess(pixels, 40, impl="gemm") * 255 - mine).abs().max() <= 1.5
+    assert (kernels.preprocess(pixels.float() / 255, 40) * 255 - mine).abs().max() <= 1.5
 
 
 def test_bfloat16_within_its_rounding():
     """torch's own kernel has no bfloat16 on a CPU; products with a matrix have."""
     pixels = noise((90, 70))
     exact = kernels.preprocess(pixels, 32)
-    assert (kernels.preprocess(pixels.bfloat16(), 32, impl="gemm").float() - exact).abs().max() <= 2e-2
+    assert (kernels.preprocess(pixels.bfloat16(), 32).float() - exact).abs().max() <= 2e-2
 
 
 def test_gradients_are_deterministic():
@@ -65,12 +67,6 @@ def test_gradients_are_deterministic():
     assert all(torch.equal(gradients[0], g) for g in gradients[1:])
 
 
-@pytest.mark.parametrize("impl", ["aten", "gemm"])
-def test_gradient_is_the_derivative(impl):
+def test_gradient_is_the_derivative():
     pixels = noise((9, 7), torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: kernels.preprocess(x, 5, [0.5] * 3, [0.2] * 3, impl=impl), pixels)
-
-
-def test_unknown_implementation_is_refused():
-    with pytest.raises(ValueError, match="impl must be"):
-        kernels.preprocess(noise((9, 9)), 5, impl="pil")
+    assert torch.autograd.gradcheck(lambda x: kernels.preprocess(x, 5, [0.5] * 3, [0.2] * 3), pixels)
