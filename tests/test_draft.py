@@ -248,6 +248,60 @@ def test_a_bfloat16_pipeline_leaves_float32_gradients(sd3_folder, scenes):
     assert sum(p.grad.norm() for p in parameters if p.grad is not None) > 0
 
 
+def test_base_steps_leave_the_layout_to_the_base(pipe, sd3_folder, scenes):
+    prompts = microworld.captions(scenes[:3])
+    draw = lambda p, **o: draft.generate(p, prompts, steps=STEPS, batch=2, **o)
+    base, tuned = draw(hub.load_pipeline(str(sd3_folder))), draw(pipe)
+    late = [draw(pipe, base_steps=n) for n in range(STEPS + 1)]
+    assert torch.equal(late[0], tuned) and torch.allclose(late[STEPS], base, atol=1e-5)
+    away = [(x - base).square().mean() for x in late]
+    assert away[0] > away[STEPS - 1] > away[STEPS]
+    pipe.transformer.enable_adapters()
+    assert torch.equal(draw(pipe), tuned)
+
+
+def test_scale_and_mixture_of_loras_by_plain_diffusers(pipe, sd3_folder, scenes, tmp_path):
+    """Half of a saved LoRA lies between none and all of it; two that are the same, half each, are one."""
+    draft.save_lora(pipe, tmp_path, card="# A test's LoRA\n")
+    assert (tmp_path / "README.md").read_text().startswith("# A test")
+    prompts, again = microworld.captions(scenes[:2]), hub.load_pipeline(str(sd3_folder))
+    draw = lambda: draft.generate(again, prompts, steps=STEPS)
+    base = draw()
+    for name in ("a", "b"):
+        again.load_lora_weights(str(tmp_path), adapter_name=name)
+    pictures_at = {}
+    for weights in ((0.0, 0.0), (0.5, 0.0), (1.0, 0.0), (0.5, 0.5)):
+        again.set_adapters(["a", "b"], list(weights))
+        pictures_at[weights] = draw()
+    away = lambda w: (pictures_at[w] - base).square().mean()
+    assert away((0.0, 0.0)) < 1e-9 and 0 < away((0.5, 0.0)) < away((1.0, 0.0))
+    assert torch.allclose(pictures_at[0.5, 0.5], pictures_at[1.0, 0.0], atol=1e-4)
+
+
+def test_dpo_is_its_formula(pipe, prompt):
+    """One pair at a time, by hand; and nothing to learn from equal pictures, nor log 2 away from the base without a LoRA."""
+    won, lost = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    loss = lambda a, b: draft.dpo_loss(pipe, *prompt, a, b, beta=5.0, generator=torch.Generator().manual_seed(2))
+    generator, total = torch.Generator().manual_seed(2), 0
+    noise, level = torch.randn(3, 4, 8, 8, generator=generator), torch.rand(3, generator=generator)
+
+    def error(x0, i):
+        sigma = 3 * level[i : i + 1] / (1 + 2 * level[i : i + 1])
+        x = (1 - sigma) * x0[i : i + 1] + sigma * noise[i]
+        v = pipe.transformer(x, *(p[i : i + 1] for p in prompt), sigma * 1000, return_dict=False)[0]
+        return (v - (noise[i] - x0[i])).square().mean()
+
+    for i in range(3):
+        tuned = error(won, i) - error(lost, i)
+        with draft.without_lora(pipe.transformer):
+            base = error(won, i) - error(lost, i)
+        total = total - torch.nn.functional.logsigmoid(-5.0 / 2 * (tuned - base)) / 3
+    assert loss(won, lost).item() == pytest.approx(total.item(), rel=1e-4)
+    assert loss(won, won).item() == pytest.approx(0.6931, abs=1e-4)
+    gradient = torch.autograd.grad(loss(won, lost), lora(pipe), allow_unused=True)
+    assert sum(g.norm() for g in gradient if g is not None) > 0
+
+
 # ---- memory and size ---------------------------------------------------------------------------------------------
 
 

@@ -269,3 +269,20 @@ def test_every_picture_with_every_prompt(clip_folder):
         pairs = [scorer.score(pixels, [prompt] * 3) for prompt in prompts]
         assert torch.allclose(scorer.table(pixels, prompts), torch.stack(pairs, 1), atol=1e-6)
         assert torch.allclose(pairs[0], scorer.score(pixels.float() / 255, [prompts[0]] * 3), atol=1e-6)
+
+
+def test_combined_scores(clip_folder):
+    """A weighted sum and a product, by hand; where a part is cut it has no gradient."""
+    clip = scores.load("clip", f"local-dir:{clip_folder}")
+    hp, pixels, prompts = scores.HpScorer(clip, scores.head(16)).eval(), torch.rand(3, 3, 64, 64), ["a", "b", "c"]
+    c, h = clip.score(pixels, prompts), hp.score(pixels)
+    total = scores.CombinedScorer([(clip, 2.0, None, None), (hp, -0.5, None, None)]).score(pixels, prompts)
+    assert torch.allclose(total, 2 * c - 0.5 * h)
+    product = scores.CombinedScorer([(clip, 1.0, None, None), (hp, 1.0, None, None)], product=True)
+    assert torch.allclose(product.score(pixels, prompts), scores.IctHpScorer(clip, hp).score(pixels, prompts))
+    hinge = scores.CombinedScorer([(clip, 1.0, None, float(c.min()) - 1)])
+    gradient = torch.autograd.grad(hinge.score(pixels.requires_grad_(), prompts).sum(), pixels)[0]
+    assert torch.allclose(hinge.score(pixels, prompts), c.min() - 1) and not gradient.any()
+    assert not scores.CombinedScorer([(hp, 1.0, None, None)]).needs_prompt
+    with pytest.raises(ValueError, match="at least one"):
+        scores.CombinedScorer([])

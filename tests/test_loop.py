@@ -161,6 +161,17 @@ def test_the_best_weights_are_kept(tmp_path):
         slope(keep="best")
 
 
+def test_patience_stops_the_run_and_it_stays_stopped(tmp_path):
+    """Lowest after the third step; two validations later it stops, and again when it is started again."""
+    judge = lambda model: {"val_loss": (model.weight + 0.3).abs(), "other": 2}
+    options = {"validate": judge, "validate_every": 1, "patience": 2, "keep": "best"}
+    for _ in range(2):
+        weight, history = slope(tmp_path / "c.pt", steps=20, **options)
+        assert len(history) == 5 and weight == pytest.approx(-0.3, abs=1e-6) and history[0]["other"] == 2
+    slope(tmp_path / "d.pt", steps=20, die_at=4, **options)
+    assert slope(tmp_path / "d.pt", steps=20, **options)[1] == history
+
+
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(tmp_path):
     """The square root of 0 is 0; its slope is not finite."""
     model = torch.nn.Linear(1, 1, bias=False)

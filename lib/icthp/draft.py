@@ -101,12 +101,13 @@ def encode(pipe: StableDiffusion3Pipeline, prompts: list[str], batch: int = 256)
 @torch.no_grad()
 def generate(
     pipe: DiffusionPipeline, prompts: list[str], *, steps: int, seed: int = 0, ids=None, batch: int = 64, size=None,
-    guidance: float = 0.0, start: Tensor | None = None, strength: float = 1.0
+    guidance: float = 0.0, start: Tensor | None = None, strength: float = 1.0, base_steps: int = 0
 ) -> Tensor:  # fmt: skip
     """Pixels (n, 3, h, w) in [0, 1] on the CPU by the pipeline's own sampler; guidance off unless above 1. Row i has noise
     of its own seed, seed + ids[i] (ids: the row numbers unless given), so it looks the same whatever the batch. start
     (n, 3, h, w) in [0, 1]: edit these pictures instead, by diffusers' image-to-image form of the pipeline (SDEdit, arXiv
-    2108.01073), which noises them to `strength` and takes the last steps * strength steps."""
+    2108.01073), which noises them to `strength` and takes the last steps * strength steps. base_steps: the LoRA enters
+    after so many steps, so that the untuned transformer lays the picture out."""
     ids = range(len(prompts)) if ids is None else ids
     height, width = (size, size) if start is None else start.shape[2:]
     options = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pt", "height": height, "width": width}
@@ -120,6 +121,9 @@ def generate(
         part = slice(i, i + batch)
         edit = {} if start is None else {"image": start[part], "strength": strength}
         noise = [torch.Generator().manual_seed(seed + int(k)) for k in ids[part]]
+        if base_steps:
+            pipe.transformer.disable_adapters()
+            edit["callback_on_step_end"] = lambda p, i, t, kept: (p.transformer.enable_adapters() if i + 1 == base_steps else None) or kept
         out.append(draw(prompts[part], generator=noise, **options, **edit).images.float().cpu())
     return torch.cat(out)
 
@@ -245,6 +249,39 @@ def draft_step(
         end, away = denoise(x, last, rows)
     torch.autograd.backward([end, anchor * away] if anchor else [end], [cotangent, None] if anchor else [cotangent])
     return result
+
+
+def dpo_loss(
+    pipe: StableDiffusion3Pipeline,
+    prompt_embeds: Tensor,
+    pooled: Tensor,
+    won: Tensor,
+    lost: Tensor,
+    *,
+    beta: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Diffusion-DPO (arXiv 2311.12908) for flow matching: the other way to tune on preferences, without a reward's gradient.
+
+    won, lost (b, c, h, w): `latents` of the better and the worse picture of each prompt. -log sigmoid(-beta / 2 * (the winner's
+    squared velocity error, less the untuned transformer's, less the same of the loser)), the mean over b; errors are means over
+    a picture, both pictures get one noise and one level, drawn as the sampler's own are spread. A scalar with its graph."""
+    b, device, transformer = len(won), won.device, pipe.transformer
+    noise = torch.randn(won.shape, generator=generator, device=generator.device).to(device)
+    level, shift = torch.rand(b, generator=generator, device=generator.device).to(device), pipe.scheduler.config.shift
+    sigma = (shift * level / (1 + (shift - 1) * level)).repeat(2)
+    clean, noise = torch.cat([won, lost]), noise.repeat(2, 1, 1, 1)
+    x = torch.lerp(clean, noise, sigma[:, None, None, None])
+
+    def error() -> Tensor:
+        told = (part.repeat(2, *[1] * (part.ndim - 1)) for part in (prompt_embeds, pooled))
+        v = transformer(x.to(prompt_embeds.dtype), *told, sigma * 1000, return_dict=False)[0].float()
+        return (v - (noise - clean)).square().flatten(1).mean(1)
+
+    with torch.no_grad(), without_lora(transformer):
+        base = error()
+    better, worse = (error() - base).chunk(2)
+    return -torch.nn.functional.logsigmoid(-beta / 2 * (better - worse)).mean()
 
 
 def _sigmas(pipe: StableDiffusion3Pipeline, steps: int) -> Tensor:

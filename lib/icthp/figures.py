@@ -7,6 +7,7 @@ import numpy as np
 import seaborn as sns
 import torch
 from matplotlib import pyplot as plt
+from PIL import Image
 
 COLOURS = dict(zip(("clip", "pickscore", "ict", "hp", "icthp", "base"), sns.color_palette("colorblind", 6).as_hex()))
 NAMES = {"clip": "CLIP", "pickscore": "PickScore", "ict": "ICT", "hp": "HP", "icthp": "ICT-HP", "base": "untuned", "jpeg": "JPEG",
@@ -55,6 +56,13 @@ def show(pixels: torch.Tensor, titles=None, columns: int = 8, rows=None, heads=N
         axis.set_title(text, fontsize=9)
     figure.tight_layout(pad=0.3)
     return figure
+
+
+def animate(frames: list[torch.Tensor], file, zoom: int = 2, milliseconds: int = 500) -> None:
+    """Frames (n, 3, h, w) in [0, 1], each as one line of pictures, as a GIF that repeats."""
+    lines = [torch.cat(list(frame), -1).repeat_interleave(zoom, 1).repeat_interleave(zoom, 2) for frame in frames]
+    images = [Image.fromarray(line.mul(255).round().byte().permute(1, 2, 0).numpy()) for line in lines]
+    images[0].save(file, save_all=True, append_images=images[1:], duration=milliseconds, loop=0)
 
 
 def _wrap(text: str, length: int = 26, lines: int = 4) -> str:

@@ -54,9 +54,10 @@ def fit(
     precision: str = "no",
     checkpoint=None,
     save_every: int = 100,
-    validate: Callable[[nn.Module], float] | None = None,
+    validate: Callable[[nn.Module], float | dict] | None = None,
     validate_every: int = 100,
     keep: str = "last",
+    patience: int = 0,
     recipe: dict | None = None,
     label: str = "train",
     batch: Callable[[int], list] | None = None,
@@ -69,8 +70,9 @@ def fit(
     With `checkpoint` (a path) the run saves every `save_every` steps and resumes from it, after it has repeated step 0 and found
     the same loss and gradient norm: a checkpoint of other data, another model or another loss is refused with ValueError; so is
     one whose `recipe`, plain values that the caller adds to fit's own, is another.
-    validate(model) -> a loss, every `validate_every` steps and at the end; the record has it as "val_loss", and the weights of the
-    lowest lie beside the checkpoint, NAME.best.pt; keep="best" ends with those. `precision`: "no", or "bf16" for autocast. A loss
+    validate(model) -> a loss, or a dict of numbers with one called "val_loss", every `validate_every` steps and at the end; the
+    record has it, and the weights of the lowest lie beside the checkpoint, NAME.best.pt; keep="best" ends with those. patience:
+    stop when so many validations on end have brought no lower one; 0 for never. `precision`: "no", or "bf16" for autocast. A loss
     or gradient that is not finite stops the run with FloatingPointError before the weights change; it names the prompt ids batch(i), if
     given.
     """
@@ -84,6 +86,7 @@ def fit(
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(trainable, lr=lr, betas=betas, weight_decay=weight_decay))
     own = {"steps": steps, "lr": lr, "warmup": warmup, "schedule": schedule, "weight_decay": weight_decay, "seed": seed}
     recipe = (recipe or {}) | {"accumulate": accumulate, "ema": ema, "betas": list(betas), "clip": clip, "precision": precision} | own
+    recipe |= {"patience": patience} if patience else {}
     best = Path(checkpoint).with_suffix(".best.pt") if checkpoint else None
     model.train()
 
@@ -98,6 +101,8 @@ def fit(
     bar = tqdm(range(len(history), steps), desc=label, initial=len(history), total=steps, mininterval=5,
                disable=not accelerator.is_main_process)  # fmt: skip
     for step in bar:
+        if _stale(history, patience):
+            break
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps=steps, peak=lr, warmup=warmup, schedule=schedule)
         history.append(gradient(step))
@@ -164,12 +169,18 @@ def _judge(validate, model: nn.Module, history: list[dict], best: Path | None) -
     """The last record gets its val_loss; the weights of the lowest so far go to the file `best`."""
     model.eval()
     with torch.no_grad():
-        history[-1]["val_loss"] = float(validate(model))
+        said = validate(model)
+    history[-1] |= {k: float(v) for k, v in (said if isinstance(said, dict) else {"val_loss": said}).items()}
     model.train()
     if not math.isfinite(history[-1]["val_loss"]):
         raise FloatingPointError(f"the validation loss is {history[-1]['val_loss']} at step {history[-1]['step']}")
     if best and history[-1]["val_loss"] <= min(record["val_loss"] for record in history if "val_loss" in record):
         atomic(best, lambda partial: torch.save(_trained(model), partial))
+
+
+def _stale(history: list[dict], patience: int) -> bool:
+    losses = [record["val_loss"] for record in history if "val_loss" in record]
+    return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:

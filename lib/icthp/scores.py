@@ -218,6 +218,27 @@ class IctHpScorer(Scorer):
         return kernels.preprocess(pixels, self.ict.size) if self.ict.size == self.hp.clip.size else pixels
 
 
+class CombinedScorer(Scorer):
+    """A weighted sum of scores, or with `product` their product; each is first cut to its (low, high), beyond which it has no
+    gradient: a high end is the hinge that keeps a reward from being chased for ever. parts: [(scorer, weight, low, high)],
+    None for an open end."""
+
+    unit = "combined scores"
+
+    def __init__(self, parts: list[tuple[Scorer, float, float | None, float | None]], product: bool = False):
+        super().__init__()
+        if not parts:
+            raise ValueError("a combined score needs at least one part")
+        self.scorers = nn.ModuleList(part[0] for part in parts)
+        self.bounds, self.product = [part[1:] for part in parts], product
+        self.needs_prompt = any(part[0].needs_prompt for part in parts)
+
+    def forward(self, pixels: Tensor, prompts: list[str] | None) -> Tensor:
+        cut = lambda x, low, high: x if low is None and high is None else x.clamp(low, high)
+        values = [weight * cut(s(pixels, prompts), low, high) for s, (weight, low, high) in zip(self.scorers, self.bounds)]
+        return torch.stack(values).prod(0) if self.product else torch.stack(values).sum(0)
+
+
 class JpegScorer(Scorer):
     """kB (1,000 bytes) of the JPEG at quality 95; not differentiable."""
 
