@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import random
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, SD3Transformer2DModel, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
+from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextModel
 
@@ -300,6 +302,44 @@ def test_dpo_is_its_formula(pipe, prompt):
     assert loss(won, won).item() == pytest.approx(0.6931, abs=1e-4)
     gradient = torch.autograd.grad(loss(won, lost), lora(pipe), allow_unused=True)
     assert sum(g.norm() for g in gradient if g is not None) > 0
+
+
+KILLED = """
+import os, sys
+import torch
+from icthp import draft, hub, loop
+sd3, out = sys.argv[1:3]
+rate = loop.learning_rate
+torch.set_num_threads(1)
+def tune(name):
+    pipe = hub.load_pipeline(sd3)
+    draft.add_lora(pipe, rank=2)
+    embeds, pooled = draft.encode(pipe, ["a red circle", "two blue stars", "a green heart"])
+    def loss_at(_, step):
+        noise = torch.Generator().manual_seed(step)
+        result = draft.draft_step(pipe, embeds, pooled, lambda x, rows: -x.square().mean((1, 2, 3)), steps=2, generator=noise, merge=True)
+        return -result.rewards.mean(), {"reward": result.rewards.mean()}
+    watch = lambda _: draft.generate(pipe, ["a red circle"], steps=2).mean()
+    loop.fit(pipe.transformer, loss_at, steps=9, lr=1e-2, checkpoint=f"{out}/{name}/c.pt", save_every=2, validate=watch, validate_every=3)
+    draft.save_lora(pipe, f"{out}/{name}")
+for name, die_at in (pair.split("=") for pair in sys.argv[3:]):
+    if os.fork():
+        print(os.WTERMSIG(os.wait()[1]))
+        continue
+    loop.learning_rate = lambda step, **kw: os.kill(os.getpid(), 9) if step == int(die_at) else rate(step, **kw)
+    tune(name)
+    os._exit(0)
+"""
+
+
+def test_kill_9_three_times_gives_the_same_adapter(sd3_folder, tmp_path):
+    """Bit for bit that of a run that nobody killed."""
+    steps = sorted(random.sample(range(1, 9), 3))
+    runs = ["whole=-1", *(f"killed={step}" for step in steps), "killed=-1"]
+    done = subprocess.run([sys.executable, "-c", KILLED, sd3_folder, tmp_path, *runs], capture_output=True, text=True)
+    assert done.stdout.split() == ["0", "9", "9", "9", "0"], done.stderr[-2000:]
+    whole, killed = (load_file(tmp_path / name / "pytorch_lora_weights.safetensors") for name in ("whole", "killed"))
+    assert whole.keys() == killed.keys() and all(torch.equal(whole[k], killed[k]) for k in whole), f"killed at {steps}"
 
 
 # ---- memory and size ---------------------------------------------------------------------------------------------
