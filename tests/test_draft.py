@@ -174,6 +174,11 @@ def test_a_picture_without_a_finite_reward_is_left_out(pipe, prompt):
         run(lambda pixels, rows: reward(pixels, rows) * torch.nan)
 
 
+def test_a_reward_of_another_shape_is_named(pipe, prompt):
+    with pytest.raises(ValueError, match=r"must have the shape \(3,\), not \(3, 1\)"):
+        draft.draft_step(pipe, *prompt, lambda x, rows: x.mean((1, 2, 3))[:, None], steps=STEPS, generator=torch.Generator())
+
+
 def test_lora_targets_and_alpha(sd3_folder):
     pipe = hub.load_pipeline(str(sd3_folder))
     draft.add_lora(pipe, rank=2, alpha=8, targets=["to_q"])
@@ -258,8 +263,13 @@ def test_base_steps_leave_the_layout_to_the_base(pipe, sd3_folder, scenes):
     assert torch.equal(late[0], tuned) and torch.allclose(late[STEPS], base, atol=1e-5)
     away = [(x - base).square().mean() for x in late]
     assert away[0] > away[STEPS - 1] > away[STEPS]
-    pipe.transformer.enable_adapters()
     assert torch.equal(draw(pipe), tuned)
+    with pytest.raises(ValueError, match="base_steps"):
+        draw(pipe, base_steps=STEPS + 1)
+    pipe.vae.decode = None  # a failure on the way
+    with pytest.raises(TypeError):
+        draw(pipe, base_steps=1)
+    assert not any(m.disable_adapters for m in pipe.transformer.modules() if hasattr(m, "lora_A"))
 
 
 def test_scale_and_mixture_of_loras_by_plain_diffusers(pipe, sd3_folder, scenes, tmp_path):
@@ -281,7 +291,7 @@ def test_scale_and_mixture_of_loras_by_plain_diffusers(pipe, sd3_folder, scenes,
 
 
 def test_dpo_is_its_formula(pipe, prompt):
-    """One pair at a time, by hand; and nothing to learn from equal pictures, nor log 2 away from the base without a LoRA."""
+    """One pair at a time, by hand; and log 2 for equal pictures, or where the LoRA is still new and does nothing."""
     won, lost = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     loss = lambda a, b: draft.dpo_loss(pipe, *prompt, a, b, beta=5.0, generator=torch.Generator().manual_seed(2))
     generator, total = torch.Generator().manual_seed(2), 0
@@ -302,6 +312,10 @@ def test_dpo_is_its_formula(pipe, prompt):
     assert loss(won, won).item() == pytest.approx(0.6931, abs=1e-4)
     gradient = torch.autograd.grad(loss(won, lost), lora(pipe), allow_unused=True)
     assert sum(g.norm() for g in gradient if g is not None) > 0
+    for name, p in pipe.transformer.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.zeros_(p)
+    assert loss(won, lost).item() == pytest.approx(0.6931, abs=1e-4)
 
 
 KILLED = """

@@ -45,6 +45,8 @@ def test_patch_embedding_takes_the_normalisation(bias):
 def test_padding_does_not_fold():
     with pytest.raises(ValueError, match="padding"):
         kernels.fold_normalisation(nn.Conv2d(3, 8, 3, padding=1), [0.5] * 3, [0.5] * 3)
+    with pytest.raises(ValueError, match="dilation"):
+        kernels.fold_normalisation(nn.Conv2d(3, 8, 3, dilation=2), [0.5] * 3, [0.5] * 3)
 
 
 def test_a_folded_scorer_scores_the_same_and_is_not_saved(clip_folder, tmp_path):

@@ -283,6 +283,9 @@ def test_combined_scores(clip_folder):
     hinge = scores.CombinedScorer([(clip, 1.0, None, float(c.min()) - 1)])
     gradient = torch.autograd.grad(hinge.score(pixels.requires_grad_(), prompts).sum(), pixels)[0]
     assert torch.allclose(hinge.score(pixels, prompts), c.min() - 1) and not gradient.any()
-    assert not scores.CombinedScorer([(hp, 1.0, None, None)]).needs_prompt
+    alone = scores.CombinedScorer([(hp, 1.0, None, None)])
+    assert not alone.needs_prompt and alone.table(pixels, ["a", "b"]).shape == (3, 2)
+    with pytest.raises(ValueError, match="list of texts"):
+        clip.table(pixels, "a red circle")
     with pytest.raises(ValueError, match="at least one"):
         scores.CombinedScorer([])

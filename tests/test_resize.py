@@ -70,3 +70,11 @@ def test_gradients_are_deterministic():
 def test_gradient_is_the_derivative():
     pixels = noise((9, 7), torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: kernels.preprocess(x, 5, [0.5] * 3, [0.2] * 3), pixels)
+
+
+def test_autocast_does_not_reach_it():
+    pixels, weight = noise((90, 70)), torch.randn(2, 3, 32, 32)
+    exact = value_and_gradient(lambda x: kernels.preprocess(x, 32), pixels, weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = value_and_gradient(lambda x: kernels.preprocess(x, 32), pixels, weight)
+    assert all(torch.equal(a, b) for a, b in zip(exact, inside))

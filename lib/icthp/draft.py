@@ -62,13 +62,13 @@ def save_lora(pipe: StableDiffusion3Pipeline, folder, card: str = "") -> None:
 @contextlib.contextmanager
 def merged(transformer):
     """Within, the LoRA is part of the weights: fewer products a step, for steps without a gradient. The weights come back as they
-    were, bit for bit."""
+    were, bit for bit. Not for bfloat16 weights, which round most of a young LoRA away."""
     layers = [m for m in transformer.modules() if isinstance(m, LoraLayer) and not m.merged and not m.disable_adapters]
     kept = [m.get_base_layer().weight.data for m in layers]
-    for m, weight in zip(layers, kept):
-        m.get_base_layer().weight.data = weight + sum(m.get_delta_weight(name).to(weight.dtype) for name in m.active_adapters)
-        m.merged_adapters.extend(m.active_adapters)
     try:
+        for m, weight in zip(layers, kept):
+            m.get_base_layer().weight.data = weight + sum(m.get_delta_weight(name).to(weight.dtype) for name in m.active_adapters)
+            m.merged_adapters.extend(m.active_adapters)
         yield
     finally:
         for m, weight in zip(layers, kept):
@@ -107,7 +107,10 @@ def generate(
     of its own seed, seed + ids[i] (ids: the row numbers unless given), so it looks the same whatever the batch. start
     (n, 3, h, w) in [0, 1]: edit these pictures instead, by diffusers' image-to-image form of the pipeline (SDEdit, arXiv
     2108.01073), which noises them to `strength` and takes the last steps * strength steps. base_steps: the LoRA enters
-    after so many steps, so that the untuned transformer lays the picture out."""
+    after so many steps, so that the untuned transformer lays the picture out; ValueError for more than there are."""
+    taken = steps if start is None else int(steps * strength)
+    if not 0 <= base_steps <= taken:
+        raise ValueError(f"base_steps must lie in 0..{taken}, the steps taken, not {base_steps}")
     ids = range(len(prompts)) if ids is None else ids
     height, width = (size, size) if start is None else start.shape[2:]
     options = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pt", "height": height, "width": width}
@@ -124,7 +127,11 @@ def generate(
         if base_steps:
             pipe.transformer.disable_adapters()
             edit["callback_on_step_end"] = lambda p, i, t, kept: (p.transformer.enable_adapters() if i + 1 == base_steps else None) or kept
-        out.append(draw(prompts[part], generator=noise, **options, **edit).images.float().cpu())
+        try:
+            out.append(draw(prompts[part], generator=noise, **options, **edit).images.float().cpu())
+        finally:
+            if base_steps:
+                pipe.transformer.enable_adapters()
     return torch.cat(out)
 
 
@@ -195,8 +202,8 @@ def draft_step(
     """One DRaFT step: adds the gradient of -mean(reward) to the LoRA parameters'; the caller owns the optimiser.
 
     prompt_embeds (b, n, d), pooled (b, p): from `encode`. reward(pixels (m, 3, h, w), rows (m,) int64) -> (m,): rows says
-    which prompts the pictures belong to; where it or its gradient is not finite, the picture is left out. steps: sampler steps,
-    of which the last k keep their graph. lv > 1: DRaFT-LV, the finished sample is noised lv times to the last step's level and
+    which prompts the pictures belong to; where it or its gradient at the picture is not finite, the picture is left out. steps: of the
+    sampler, of which the last k keep their graph. lv > 1: DRaFT-LV, the finished sample is noised lv times to the last step's level and
     denoised once (k must be 1). size: pixels, default the transformer's. guidance above 1: classifier-free, away from `negative`,
     `encode` of one text. anchor: weight of the mean squared distance of the velocity from the untuned transformer's, over the
     steps with a graph; with the sampler's noise that is their Kullback-Leibler divergence but for a factor of each level.
@@ -300,6 +307,8 @@ def _reward_gradient(pipe, latents: Tensor, rows: Tensor, reward, batch: int) ->
         part = part.requires_grad_(True)
         picture = decode(pipe, part)
         score = reward(picture, r)
+        if score.shape != r.shape:
+            raise ValueError(f"the reward of {len(r)} pictures must have the shape ({len(r)},), not {tuple(score.shape)}")
         gradients.append(torch.autograd.grad(-score.sum(), part)[0])
         rewards.append(score.detach())
         pixels.append(picture.detach())

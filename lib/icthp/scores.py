@@ -5,6 +5,7 @@ from pathlib import Path
 
 import open_clip
 import torch
+from open_clip.transformer import VisionTransformer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -38,6 +39,8 @@ class Scorer(nn.Module):
     def table(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """Every picture of pixels (b, 3, h, w) with every one of p prompts -> (b, p); scorers of two towers run each once."""
         check(pixels)
+        if isinstance(prompts, str):
+            raise ValueError("prompts must be a list of texts, not one string")
         return self._table(pixels, list(prompts))
 
     def _table(self, pixels: Tensor, prompts: list[str]) -> Tensor:
@@ -78,7 +81,7 @@ class ClipScorer(Scorer, Shared):
     def fold(self) -> "ClipScorer":
         """The same scores, for use only: the normalisation moves into the patch embedding of a ViT, and saving is refused."""
         visual = self.model.visual
-        if not self.folded and isinstance(getattr(visual, "conv1", None), nn.Conv2d):
+        if not self.folded and isinstance(visual, VisionTransformer):
             visual.conv1, self.folded = kernels.fold_normalisation(visual.conv1, visual.image_mean, visual.image_std), True
         return self
 
@@ -233,7 +236,7 @@ class CombinedScorer(Scorer):
         self.bounds, self.product = [part[1:] for part in parts], product
         self.needs_prompt = any(part[0].needs_prompt for part in parts)
 
-    def forward(self, pixels: Tensor, prompts: list[str] | None) -> Tensor:
+    def forward(self, pixels: Tensor, prompts: list[str] | None = None) -> Tensor:
         cut = lambda x, low, high: x if low is None and high is None else x.clamp(low, high)
         values = [weight * cut(s(pixels, prompts), low, high) for s, (weight, low, high) in zip(self.scorers, self.bounds)]
         return torch.stack(values).prod(0) if self.product else torch.stack(values).sum(0)

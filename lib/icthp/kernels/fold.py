@@ -27,9 +27,9 @@ def hp_head(layers: nn.Sequential) -> nn.Sequential:
 @torch.no_grad()
 def fold_normalisation(conv: nn.Conv2d, mean, std) -> nn.Conv2d:
     """A patch embedding of (x - mean) / std as one of x, x in [0, 1]: weight / std, and a bias. No padding allowed: what lies
-    outside the picture would have to be `mean`."""
-    if conv.padding not in (0, (0, 0), "valid"):
-        raise ValueError(f"a convolution with padding {conv.padding} does not fold")
+    outside the picture would have to be `mean`; nor dilation or groups, which no patch embedding has. ValueError for these."""
+    if conv.padding not in (0, (0, 0), "valid") or conv.dilation != (1, 1) or conv.groups != 1:
+        raise ValueError(f"a convolution with padding {conv.padding}, dilation {conv.dilation}, groups {conv.groups} does not fold")
     mean, std = (torch.tensor(v, dtype=torch.float64, device=conv.weight.device)[:, None, None] for v in (mean, std))
     folded = nn.Conv2d(
         conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, device=conv.weight.device, dtype=conv.weight.dtype

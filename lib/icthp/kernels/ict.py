@@ -49,15 +49,18 @@ def ict_loss(
     rounded: bool = False,
     impl: str = "auto",
 ) -> Tensor:
-    """icthp.losses.ict_loss by the implementation `impl`: arguments, shapes and value are the oracle's. float64 and float32 are
-    computed as they are; bfloat16 mismatched cosines in bfloat16 products where the processor has them, all else in float32.
-    Raises ValueError for an unknown impl, or where it would be wrong: "gram" knows no weight that is not constant, only "eager"
-    rounds. See also `sharded_ict_loss`."""
+    """icthp.losses.ict_loss by the implementation `impl`: arguments, shapes and value are the oracle's.
+
+    float64 and float32 are computed as they are; bfloat16 mismatched cosines in bfloat16 products where the processor has
+    them (the value is then exact to 2e-3), all else in float32. "gram" takes the pairs that are no negatives from the sum of
+    all: where one triplet has nearly all the weight, float32 loses the others. Raises ValueError for an unknown impl, or where
+    it would be wrong: "gram" knows no weight that is not constant, only "eager" rounds. See also `sharded_ict_loss`."""
     data = images, easy, refined, easy_labels, refined_labels
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, not {impl!r}")
     if impl == "auto":
-        pairs = 0 if groups is None else len(same_group(groups)[0])
+        counts = None if groups is None else torch.unique(groups, return_counts=True)[1]
+        pairs = 0 if groups is None else int((counts.square() - counts).sum())
         fused = easy.is_cuda and easy.dtype == torch.bfloat16 and ict_triton.available()
         impl = choose(*easy.shape, alpha, beta, rounded, pairs, fused)
     options = {"alpha": alpha, "beta": beta, "groups": groups, "sample_weights": sample_weights, "negative_target": negative_target}
@@ -67,7 +70,7 @@ def ict_loss(
         raise ValueError(f'rounded=True, the released code\'s bfloat16, is for impl="eager", not {impl!r}')
     if impl == "gram" and not losses.constant_weight(alpha, beta):
         raise ValueError('impl="gram" is exact only with a constant weight, alpha * (beta - 1) >= 17.4')
-    return _IctLoss.apply(*data, neg_lambda, impl, 1, options)
+    return _apply(data, options | {"neg_lambda": neg_lambda, "impl": impl, "world": 1})
 
 
 @losses.full_precision
@@ -96,7 +99,7 @@ def sharded_ict_loss(
     parts = {"groups": groups, "sample_weights": sample_weights}
     options = {"alpha": alpha, "beta": beta, "negative_target": negative_target}
     if world > 1 and groups is None and not rounded and losses.constant_weight(alpha, beta):
-        return _IctLoss.apply(*data, neg_lambda, "gram", world, options | parts)
+        return _apply(data, options | parts | {"neg_lambda": neg_lambda, "impl": "gram", "world": world})
     if world > 1:
         data = [_gathered(x, 1 if x is images else 0) for x in data]
         parts = {name: None if x is None else _gathered(x, 0) for name, x in parts.items()}
@@ -112,35 +115,39 @@ def _gathered(x: Tensor, dim: int) -> Tensor:
     return torch.cat(parts, dim)
 
 
+def _apply(data: tuple, options: dict) -> Tensor:
+    return _IctLoss.apply(*data, torch.is_grad_enabled() and any(x.requires_grad for x in data), options)
+
+
 class _IctLoss(torch.autograd.Function):
-    """The gradients are made in the forward pass and kept, so that nothing of size b^2 outlives it."""
+    """The gradients, where they are `wanted`, are made in the forward pass and kept, so that nothing of size b^2 outlives it."""
 
     @staticmethod
-    def forward(ctx, images, easy, refined, easy_labels, refined_labels, neg_lambda, impl, world, options):
-        value, *gradients = _value_and_gradients(
-            images, (easy, refined), torch.stack([easy_labels.T, refined_labels.T]), neg_lambda, impl, world, **options
-        )
-        (de, dr), (dle, dlr) = gradients[1], gradients[2].mT
-        ctx.save_for_backward(gradients[0], de, dr, dle, dlr)
+    def forward(ctx, images, easy, refined, easy_labels, refined_labels, wanted, options):
+        labels = torch.stack([easy_labels.T, refined_labels.T])
+        value, dv, dt, dl = _value_and_gradients(images, (easy, refined), labels, wanted, **options)
+        if wanted:
+            ctx.save_for_backward(dv, *dt, *dl.mT)
         ctx.dtypes = [x.dtype for x in (images, easy, refined, easy_labels, refined_labels)]
         return value
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
-        return *((upstream * g).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes)), None, None, None, None
+        return *((upstream * g).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes)), None, None
 
 
-def _value_and_gradients(images, texts, labels, neg_lambda, impl, world, *, groups, sample_weights, alpha, beta, negative_target):
-    """images (3, b, d), texts 2 x (b, d), labels (2, 3, b) -> the loss and its gradient in each of them."""
+def _value_and_gradients(images, texts, labels, wanted, *, neg_lambda, impl, world, groups, sample_weights, alpha, beta, negative_target):
+    """images (3, b, d), texts 2 x (b, d), labels (2, 3, b) -> the loss and its gradient in each of them; None for that in images and
+    texts where it is not `wanted`."""
     wide_v, wide_t = losses._wide(images), torch.stack([losses._wide(text) for text in texts])
     sample_weights = None if sample_weights is None else sample_weights.to(wide_t.dtype)
     u = torch.ones_like(wide_t[0, :, 0]) if sample_weights is None else sample_weights
     rows, mass = _counts(u, groups, world)
     scale = neg_lambda / (3 * mass)
     error = _matched(wide_v, wide_t) - losses._wide(labels)
-    slope = 2 * world / (3 * rows).clamp(min=losses.TINY) * u * error
-    dv, dt = torch.zeros_like(wide_v), torch.zeros_like(wide_t)
+    slope = 2 * world * (u / (3 * rows).clamp(min=losses.TINY)) * error
+    dv, dt = (torch.zeros_like(wide_v), torch.zeros_like(wide_t)) if wanted else (None, None)
     _add_matched(dv, dt, slope, wide_v, wide_t)
     fast = images.dtype == torch.bfloat16 and (images.is_cuda or torch.cpu._is_avx512_bf16_supported())
     factors = (images.flatten(0, 1), torch.cat(texts)) if fast else (wide_v.flatten(0, 1), wide_t.flatten(0, 1))
@@ -163,10 +170,10 @@ def _value_and_gradients(images, texts, labels, neg_lambda, impl, world, *, grou
 def _counts(u: Tensor, groups: Tensor | None, world: int) -> tuple[Tensor, Tensor]:
     """The weight of all prompts, and of all pairs of prompts of different groups; where there are none but for rounding,
     infinity, by which nothing is divided."""
-    one = u if groups is None else torch.zeros_like(u).index_add_(0, torch.unique(groups, return_inverse=True)[1], u)
-    rows, same = _summed(torch.stack([u.sum(), one.square().sum()]), world)
+    one = u if groups is None else torch.zeros_like(u).double().index_add_(0, torch.unique(groups, return_inverse=True)[1], u.double())
+    rows, same = _summed(torch.stack([u.double().sum(), one.double().square().sum()]), world)
     mass = rows.square() - same
-    return rows, mass.where(mass > 1e-6 * rows.square(), math.inf)
+    return rows.to(u.dtype), mass.where(mass > 1e-14 * rows.square(), math.inf).to(u.dtype)
 
 
 def _summed(x: Tensor, world: int) -> Tensor:
@@ -183,7 +190,9 @@ def _matched(v: Tensor, t: Tensor, i: Tensor | None = None, j: Tensor | None = N
 
 
 def _add_matched(dv: Tensor, dt: Tensor, slope: Tensor, v: Tensor, t: Tensor, i: Tensor | None = None, j: Tensor | None = None):
-    """Add what slope (2, 3, p), the gradient in `_matched`, means for v and t."""
+    """Add what slope (2, 3, p), the gradient in `_matched`, means for v and t, where that is wanted."""
+    if dv is None:
+        return
     for s, k in itertools.product(range(len(t)), range(len(v))):
         by = slope[s, k, :, None]
         if i is None:
@@ -217,11 +226,14 @@ def _gram(v, t, dv, dt, scale, u: Tensor | None, target: float, world: int) -> t
     grams = _summed(losses._wide(torch.stack([uv.T @ v, ut.T @ t])), world)
     total, factor = grams.prod(0).sum(), 2 * world * scale
     if target:
-        u = torch.ones_like(dv[0, :, 0]) if u is None else u
+        u = torch.ones_like(losses._wide(t[: len(t) // 2, 0])) if u is None else u
         sums = _summed(torch.stack([losses._wide(x).sum(0) for x in (uv, ut)]), world)
         total = total - 2 * target * sums.prod(0).sum() + 6 * (target * _summed(u.sum(), world)).square()
-        dv.addcmul_(u[:, None], factor * sums[1], value=-target)
-        dt.addcmul_(u[:, None], factor * sums[0], value=-target)
+        if dv is not None:
+            dv.addcmul_(u[:, None], factor * sums[1], value=-target)
+            dt.addcmul_(u[:, None], factor * sums[0], value=-target)
+    if dv is None:
+        return total, None, None
     return total, _plus(dv, uv, factor * grams[1]), _plus(dt, ut, factor * grams[0])
 
 
@@ -235,13 +247,14 @@ def _chunked(v, t, dv, dt, scale, ids, u, alpha, beta, target, block) -> Tensor:
     """The sum of u_i u_j weight (cosine_ij - target)^2 over pairs of v (3 b, d) and t (2 b, d) of different ids; adds `scale` times its
     gradients to dv (3, b, d) and dt (2, b, d)."""
     columns, parts = ((ids.repeat(n), None if u is None else u.repeat(n)) for n in (3, 2))
-    total, dv, dt = 0, dv.flatten(0, 1), dt.flatten(0, 1)
+    total = 0
     for start in range(0, len(t), CHUNK):
         here = slice(start, start + CHUNK)
         value, slope = block(t[here], v, *((None if r is None else r[here], c) for r, c in zip(parts, columns)), alpha, beta, target)
         total = total + value
-        dt[here].addcmul_(scale, losses._wide(slope @ v))
-        dv.addcmul_(scale, losses._wide(slope.T @ t[here]))
+        if dv is not None:
+            dt.flatten(0, 1)[here].addcmul_(scale, losses._wide(slope @ v))
+            dv.flatten(0, 1).addcmul_(scale, losses._wide(slope.T @ t[here]))
     return total
 
 

@@ -61,8 +61,8 @@ if triton:
 def block(t: Tensor, v: Tensor, ids, weights, alpha: float, beta: float, target: float) -> tuple[Tensor, Tensor]:
     """kernels.ict._block: prompts t (n, d), pictures v (m, d) -> the loss's sum, float32, and its gradient (n, m) in the cosines.
     float32 products are IEEE's, float64 is not supported. Deterministic: every tile's sum has its own place."""
-    if not available():
-        raise ValueError('impl="triton" needs Triton and a GPU; impl="chunked" computes the same')
+    if not available() or not (t.is_cuda or triton.knobs.runtime.interpret):
+        raise ValueError('impl="triton" needs Triton and tensors on a GPU; impl="chunked" computes the same')
     if t.dtype == torch.float64:
         raise ValueError('impl="triton" computes in float32; use impl="chunked" for float64')
     t, v = t.contiguous(), v.contiguous()
@@ -70,7 +70,9 @@ def block(t: Tensor, v: Tensor, ids, weights, alpha: float, beta: float, target:
     grid = triton.cdiv(n, TILE["ROWS"]), triton.cdiv(m, TILE["COLUMNS"])
     slope, partial = t.new_empty(n, m), torch.empty(grid, dtype=torch.float32, device=t.device)
     weighted = weights[0] is not None
-    _cosine_gradient[grid](
-        t, v, *ids, *(weights if weighted else (t, v)), slope, partial, n, m, d, alpha, beta, target,
-        CONSTANT=losses.constant_weight(alpha, beta), WEIGHTED=weighted, PRECISION="ieee", **TILE, num_warps=8, num_stages=3)  # fmt: skip
+    with torch.cuda.device_of(t):
+        _cosine_gradient[grid](
+            t, v, *ids, *(weights if weighted else (t, v)), slope, partial, n, m, d, alpha, beta, target,
+            CONSTANT=losses.constant_weight(alpha, beta), WEIGHTED=weighted, PRECISION="ieee", **TILE,
+            num_warps=8, num_stages=3)  # fmt: skip
     return partial.sum(), slope

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from icthp import pictures
+from icthp.losses import no_autocast
 
 BAND = 32  # rows of the matrix that a processor multiplies at once; a GPU multiplies all
 
@@ -32,38 +33,29 @@ def normalise(pixels: Tensor, mean, std) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def bands(n: int, out: int, start: int, stop: int, dtype: torch.dtype, device: torch.device) -> list[tuple[slice, slice, Tensor]]:
-    """The rows start to stop of the (out, n) matrix that resizes n numbers to `out`, which is what torch makes of the identity,
-    as blocks: (rows of the block, counted from start; the columns that it needs; the block)."""
+def bands(n: int, out: int, start: int, stop: int, transposed: bool, dtype: torch.dtype, device: torch.device) -> list:
+    """The rows start to stop of the (out, n) matrix that resizes n numbers to `out`, which is what torch makes of the identity, or
+    its transposed, as blocks: [(rows of the block, the columns that it needs, the block)]."""
     wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
     rows = F.interpolate(torch.eye(n, dtype=wide)[None, None], (out, n), mode="bicubic", antialias=True)[0, 0, start:stop]
-    blocks, width = [], BAND if device.type == "cpu" else len(rows)
+    rows, width = (rows.mT, max(1, BAND * n // out)) if transposed else (rows, BAND)
+    blocks, width = [], width if device.type == "cpu" else len(rows)
     for i in range(0, len(rows), width):
         block = rows[i : i + width]
-        used = block.any(0).nonzero()
-        first, last = (0, n) if len(block) == len(rows) else (int(used[0]), int(used[-1]) + 1)
-        blocks.append((slice(i, i + len(block)), slice(first, last), block[:, first:last].contiguous().to(device, dtype)))
+        used = block.any(0).nonzero().flatten().tolist() or [0]
+        columns = slice(0, rows.shape[1]) if len(block) == len(rows) else slice(used[0], used[-1] + 1)
+        blocks.append((slice(i, i + len(block)), columns, block[:, columns].contiguous().to(device, dtype)))
     return blocks
 
 
-def _product(x: Tensor, blocks, n: int) -> Tensor:
+def _product(x: Tensor, blocks: list) -> Tensor:
     """(.., m, w) -> (.., n, w): the matrix times x, each block's rows from its columns."""
     if len(blocks) == 1:
         return blocks[0][2] @ x
-    y = x.new_empty(*x.shape[:-2], n, x.shape[-1])
+    y = x.new_empty(*x.shape[:-2], blocks[-1][0].stop, x.shape[-1])
     for rows, columns, block in blocks:
         y[..., rows, :] = block @ x[..., columns, :]
     return y
-
-
-def _transposed_product(g: Tensor, blocks, n: int) -> Tensor:
-    """The same with the transposed matrix."""
-    if len(blocks) == 1:
-        return blocks[0][2].mT @ g
-    x = g.new_zeros(*g.shape[:-2], n, g.shape[-1])
-    for rows, columns, block in blocks:
-        x[..., columns, :] += block.mT @ g[..., rows, :]
-    return x
 
 
 class _FitSquare(torch.autograd.Function):
@@ -74,20 +66,22 @@ class _FitSquare(torch.autograd.Function):
         shape = pixels.shape[-2:]
         square = pictures.square_of(*shape, size)
         ctx.steps, ctx.inside = [], []
-        for dim in square.order:
-            spec = shape[dim], square.shape[dim], square.start[dim], square.start[dim] + size
-            ctx.steps.append((dim, *spec))
-            pixels = _product(_upright(pixels, dim), bands(*spec, pixels.dtype, pixels.device), size)
-            ctx.inside.append((pixels >= 0) & (pixels <= 1))
-            pixels = _upright(pixels.clamp_(0, 1), dim)
+        with no_autocast(pixels.device):
+            for dim in square.order:
+                spec = shape[dim], square.shape[dim], square.start[dim], square.start[dim] + size
+                ctx.steps.append((dim, spec))
+                pixels = _product(_upright(pixels, dim), bands(*spec, False, pixels.dtype, pixels.device))
+                ctx.inside.append((pixels >= 0) & (pixels <= 1))
+                pixels = _upright(pixels.clamp_(0, 1), dim)
         return pixels.contiguous()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        for (dim, *spec), inside in zip(reversed(ctx.steps), reversed(ctx.inside)):
-            blocks = bands(*spec, gradient.dtype, gradient.device)
-            gradient = _upright(_transposed_product(_upright(gradient, dim) * inside, blocks, spec[0]), dim)
+        with no_autocast(gradient.device):
+            for (dim, spec), inside in zip(reversed(ctx.steps), reversed(ctx.inside)):
+                blocks = bands(*spec, True, gradient.dtype, gradient.device)
+                gradient = _upright(_product(_upright(gradient, dim) * inside, blocks), dim)
         return gradient, None
 
 
