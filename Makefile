@@ -20,11 +20,11 @@ test: .venv/ready  ## style, units, the pipeline in a clone, then each notebook 
 	dvc pull data.dvc
 	ruff check lib tests study notebooks
 	ruff format --check lib tests study
-	pytest tests
+	pytest -n 2 --dist loadfile tests
 	cd notebooks && pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:cacheprovider -q \
 		$(addsuffix .ipynb,$(STORY) $(APPENDIX))
 
-data: .venv/ready  ## rebuild data/ from nothing: under two hours on two cores
+data: .venv/ready  ## rebuild data/ from nothing: about two hours on two cores
 	python -m icthp.run notebooks/A1_build_microworld.ipynb build_microworld
 	dvc add data && dvc push -q data.dvc
 

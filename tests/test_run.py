@@ -132,7 +132,7 @@ def imports(source, known=frozenset({"run"})):
     return used.union(*(imports(f.read_text(), known | used) for f in files))
 
 
-@pytest.mark.parametrize("section", load("dvc.yaml")["stages"].keys() - {"strip"})
+@pytest.mark.parametrize("section", sorted(load("dvc.yaml")["stages"].keys() - {"strip"}))
 def test_a_stage_depends_on_every_module_that_it_uses(section):
     """A change in lib/icthp reruns the stages whose numbers it can change; figures.py reruns only the figures."""
     source = [c.source for c in nbformat.read(ROOT / f"notebooks/{STAGES[section]}.ipynb", 4).cells if c.cell_type == "code"]

@@ -12,7 +12,7 @@ from conftest import ROOT
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     out = tmp_path_factory.mktemp("bench")
-    sizes = ["sizes=32,256,1024", "memory_sizes=512,1024,2048", "repeats=2", "keep=false", f"out={out}"]
+    sizes = ["sizes=32,256,1024", "memory_sizes=1024,2048", "images=16", "repeats=2", "keep=false", f"out={out}"]
     command = [sys.executable, "-m", "icthp.run", "notebooks/A3_benchmarks.ipynb", "bench", *sizes]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -28,7 +28,7 @@ def measured(tmp_path_factory):
         "preprocessing_bytes_1024_to_224_transformers_pillow": 2.5,
         "preprocessing_gradient_1024_to_224_aten": 0.9,
         "preprocessing_gradient_1024_to_224_kornia": 5,
-        "scoring_ict_hp_64_x_8_one_by_one": 3,
+        "scoring_ict_hp_16_x_8_one_by_one": 3,
         "hp_s_head_b_1_five_layers": 8,
     }.items(),
 )
