@@ -96,7 +96,7 @@ def score_by_level(score, scenes: microworld.Scenes, style: str = "short", devic
 @torch.no_grad()
 def score_files(score, table, levels: list[str], device="cpu") -> Tensor:
     """The same for picture files of any sizes: pictures.read_levels' table -> (rows, levels)."""
-    one = lambda path, prompt: score(pictures.read(path)[None].to(device), [prompt]).item()
+    one = lambda path, prompt: score(pictures.to_pixels(path)[None].to(device), [prompt]).item()
     return torch.tensor([[one(path, prompt) for path in row] for prompt, *row in table[["prompt", *levels]].itertuples(index=False)])
 
 
