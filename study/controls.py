@@ -72,10 +72,10 @@ def measured(scorer: scores.Scorer, params: dict) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def table() -> pd.DataFrame:
-    """Every control that was measured: mean over prompts and seeds, 95 % bootstrap over prompts of their means over seeds."""
+def table(stages: dict[str, dict]) -> pd.DataFrame:
+    """Every row of the stages that was measured: mean over prompts and seeds, 95 % bootstrap over prompts of their means over seeds."""
     rows = []
-    for stage, row in ((stage, row) for stage, named in READ(Path("study/params.yaml")).items() for row in named):
+    for stage, row in ((stage, row) for stage, named in stages.items() for row in named):
         files = sorted((RUNS / stage).glob(f"{row}-[0-9]*.parquet"))
         if not files:
             print(f"{stage} {row} was not measured")
@@ -88,16 +88,22 @@ def table() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def stamp(found: pd.DataFrame, file: str) -> None:
+    """Write a table of results with the commit and machine that made it."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    found = found.assign(commit=commit, machine=f"{os.cpu_count()} cores, {platform.machine()}")
+    found.round(4).to_csv(file, index=False)
+    print(found.to_string())
+
+
 def main(argv: list[str]) -> None:
     run.enter_project()
+    rows = READ(Path("study/params.yaml"))
     if argv == ["table"]:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-        found = table().assign(commit=commit, machine=f"{os.cpu_count()} cores, {platform.machine()}")
-        found.round(4).to_csv("study/controls.csv", index=False)
-        print(found.to_string())
+        stamp(table({stage: rows[stage] for stage in ("ict", "hp")}), "study/controls.csv")
         return
     stage, row, seed = argv[0], argv[1], int(argv[2])
-    params, options = READ(Path("params.yaml")), READ(Path("study/params.yaml"))[stage][row]
+    params, options = READ(Path("params.yaml")), rows[stage][row]
     values = measured(trained(stage, row, seed, params, options), params)
     values.to_parquet(RUNS / stage / f"{row}-{seed}.parquet")
     print(stage, row, seed, values.groupby("measure", sort=False).value.mean().round(3).to_dict())

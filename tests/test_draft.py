@@ -274,8 +274,7 @@ def test_base_steps_leave_the_layout_to_the_base(pipe, sd3_folder, scenes):
 
 def test_scale_and_mixture_of_loras_by_plain_diffusers(pipe, sd3_folder, scenes, tmp_path):
     """Half of a saved LoRA lies between none and all of it; two that are the same, half each, are one."""
-    draft.save_lora(pipe, tmp_path, card="# A test's LoRA\n")
-    assert (tmp_path / "README.md").read_text().startswith("# A test")
+    draft.save_lora(pipe, tmp_path)
     prompts, again = microworld.captions(scenes[:2]), hub.load_pipeline(str(sd3_folder))
     draw = lambda: draft.generate(again, prompts, steps=STEPS)
     base = draw()
@@ -320,6 +319,7 @@ def test_dpo_is_its_formula(pipe, prompt):
 
 KILLED = """
 import os, sys
+from functools import partial
 import torch
 from icthp import draft, hub, loop
 sd3, out = sys.argv[1:3]
@@ -328,13 +328,10 @@ torch.set_num_threads(1)
 def tune(name):
     pipe = hub.load_pipeline(sd3)
     draft.add_lora(pipe, rank=2)
-    embeds, pooled = draft.encode(pipe, ["a red circle", "two blue stars", "a green heart"])
-    def loss_at(_, step):
-        noise = torch.Generator().manual_seed(step)
-        result = draft.draft_step(pipe, embeds, pooled, lambda x, rows: -x.square().mean((1, 2, 3)), steps=2, generator=noise, merge=True)
-        return -result.rewards.mean(), {"reward": result.rewards.mean()}
-    watch = lambda _: draft.generate(pipe, ["a red circle"], steps=2).mean()
-    loop.fit(pipe.transformer, loss_at, steps=9, lr=1e-2, checkpoint=f"{out}/{name}/c.pt", save_every=2, validate=watch, validate_every=3)
+    watch = lambda *_: draft.generate(pipe, ["a red circle"], steps=2).mean()
+    draft.tune(pipe, ["a red circle", "two blue stars", "a green heart"], lambda pixels, prompts: -pixels.square().mean((1, 2, 3)),
+               partial(draft.draft_step, steps=2, merge=True), batch=4, steps=9, lr=1e-2, checkpoint=f"{out}/{name}/c.pt", save_every=2,
+               validate=watch, validate_every=3)
     draft.save_lora(pipe, f"{out}/{name}")
 for name, die_at in (pair.split("=") for pair in sys.argv[3:]):
     if os.fork():
@@ -354,6 +351,73 @@ def test_kill_9_three_times_gives_the_same_adapter(sd3_folder, tmp_path):
     assert done.stdout.split() == ["0", "9", "9", "9", "0"], done.stderr[-2000:]
     whole, killed = (load_file(tmp_path / name / "pytorch_lora_weights.safetensors") for name in ("whole", "killed"))
     assert whole.keys() == killed.keys() and all(torch.equal(whole[k], killed[k]) for k in whole), f"killed at {steps}"
+
+
+SHARED = """
+import sys
+from functools import partial
+import torch
+from icthp import draft, hub
+sd3, out = sys.argv[1:3]
+torch.set_num_threads(1)
+pipe = hub.load_pipeline(sd3)
+draft.add_lora(pipe, rank=2)
+update = partial(draft.draft_step, steps=2, lv=2)
+reward = lambda pixels, prompts: -pixels.square().mean((1, 2, 3)) * torch.tensor([len(p) for p in prompts])
+history = draft.tune(pipe, ["a red circle", "two blue stars", "a green heart"], reward, update, batch=4, steps=3, lr=1e-2, accumulate=2)
+draft.save_lora(pipe, f"{out}.{draft.PartialState().process_index}")
+print(history[-1]["reward"])
+"""
+
+
+def test_two_processes_tune_as_one_does(sd3_folder, tmp_path):
+    """Every picture has its own noise and gradients are averaged, so the number of processes changes nothing."""
+    (tmp_path / "tune.py").write_text(SHARED)
+    shared = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for name, command in (("one", []), ("two", shared)):
+        command = [sys.executable, *command, tmp_path / "tune.py", sd3_folder, tmp_path / name]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    read = lambda name: torch.cat([t.flatten() for t in load_file(tmp_path / name / "pytorch_lora_weights.safetensors").values()])
+    one, two, twin = read("one.0"), read("two.0"), read("two.1")
+    assert torch.equal(two, twin) and torch.allclose(one, two, atol=1e-5)
+    new = hub.load_pipeline(str(sd3_folder))
+    draft.add_lora(new, rank=2)
+    draft.save_lora(new, tmp_path / "new")
+    assert (read("new") - one).norm() > 0.1
+
+
+def test_a_dpo_step_prefers_the_higher_reward(pipe, prompt):
+    """Its gradient is dpo_loss's on the two pictures in the order of their rewards; one without a finite reward leaves its pair out."""
+
+    def run(change=lambda x: x):
+        for p in lora(pipe):
+            p.grad = None
+        worth = lambda pixels, rows: change(reward(pixels, rows))
+        step = draft.dpo_step(pipe, *prompt, worth, steps=STEPS, beta=5.0, generator=torch.Generator().manual_seed(0))
+        return step, torch.cat([p.grad.flatten() for p in lora(pipe)])
+
+    step, found = run()
+    generator = torch.Generator().manual_seed(0)
+    sigma, x = draft._sigmas(pipe, STEPS), torch.randn(3, 4, 8, 8, generator=generator)
+    x = torch.cat([x, torch.randn(3, 4, 8, 8, generator=generator)])
+    with torch.no_grad():
+        for i in range(STEPS):
+            v = pipe.transformer(x, *(p.repeat(2, *[1] * (p.ndim - 1)) for p in prompt), (sigma[i] * 1000).expand(6), return_dict=False)[0]
+            x = x + (sigma[i + 1] - sigma[i]) * v
+    rewards = reward(draft.decode(pipe, x), torch.arange(3).repeat(2))
+    assert torch.allclose(step.rewards, rewards, atol=1e-5) and step.kept.all()
+    rows = torch.arange(3)
+    better = torch.where(rewards[:3] >= rewards[3:], rows, rows + 3)
+    loss = draft.dpo_loss(pipe, *prompt, x[better], x[(better + 3) % 6], beta=5.0, generator=generator)
+    whole = torch.cat([g.flatten() for g in torch.autograd.grad(loss, lora(pipe))])
+    assert (found - whole).norm() <= 1e-4 * whole.norm()
+    _, turned = run(lambda r: -r)
+    assert torch.nn.functional.cosine_similarity(found, turned, dim=0) < 0
+    step, _ = run(lambda r: r.where(torch.arange(len(r)) != 4, torch.nan))
+    assert step.kept.tolist() == [True, False, True] * 2
+    with pytest.raises(FloatingPointError, match="no pair"):
+        run(lambda r: r * torch.nan)
 
 
 # ---- memory and size ---------------------------------------------------------------------------------------------

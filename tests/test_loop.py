@@ -150,7 +150,7 @@ def test_the_average_of_the_weights_is_what_remains(tmp_path):
 
 def test_the_best_weights_are_kept(tmp_path):
     """Validation is lowest at w = -0.3, after three of six steps; every second step is judged, so step four's are the best."""
-    judge = lambda model: (model.weight + 0.35).abs().item()
+    judge = lambda model, _: (model.weight + 0.35).abs().item()
     options = {"validate": judge, "validate_every": 2}
     weight, history = slope(tmp_path / "c.pt", keep="best", **options)
     assert weight == pytest.approx(-0.4, abs=1e-6) and [h.get("val_loss") is not None for h in history] == [False, True] * 3
@@ -163,11 +163,11 @@ def test_the_best_weights_are_kept(tmp_path):
 
 def test_patience_stops_the_run_and_it_stays_stopped(tmp_path):
     """Lowest after the third step; two validations later it stops, and again when it is started again."""
-    judge = lambda model: {"val_loss": (model.weight + 0.3).abs(), "other": 2}
+    judge = lambda model, step: {"val_loss": (model.weight + 0.3).abs(), "other": 2 + step}
     options = {"validate": judge, "validate_every": 1, "patience": 2, "keep": "best"}
     for _ in range(2):
         weight, history = slope(tmp_path / "c.pt", steps=20, **options)
-        assert len(history) == 5 and weight == pytest.approx(-0.3, abs=1e-6) and history[0]["other"] == 2
+        assert len(history) == 5 and weight == pytest.approx(-0.3, abs=1e-6) and [h["other"] for h in history] == [2, 3, 4, 5, 6]
     slope(tmp_path / "d.pt", steps=20, die_at=4, **options)
     assert slope(tmp_path / "d.pt", steps=20, **options)[1] == history
 
@@ -180,4 +180,4 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(tmp_path)
         fit(model, lambda m, i: (m(torch.ones(1, 1)).abs().sqrt().sum(), {}), steps=3, lr=0.1, checkpoint=tmp_path / "c.pt", save_every=1)
     assert model.weight.item() == 0 and not (tmp_path / "c.pt").exists()
     with pytest.raises(FloatingPointError, match="validation loss is nan"):
-        slope(tmp_path / "d.pt", validate=lambda m: math.nan)
+        slope(tmp_path / "d.pt", validate=lambda *_: math.nan)

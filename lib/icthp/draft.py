@@ -19,13 +19,16 @@ import torch
 from accelerate import PartialState
 from diffusers import AutoPipelineForImage2Image, DiffusionPipeline, StableDiffusion3Pipeline
 from diffusers.training_utils import cast_training_params
+from diffusers.utils.torch_utils import randn_tensor
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
 from icthp.hub import atomic
+from icthp.loop import batch_indices, fit
 from icthp.pictures import encode as encode_pictures
+from icthp.pictures import jpeg_bytes
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
 
@@ -51,12 +54,10 @@ def add_lora(
     return [p for p in pipe.transformer.parameters() if p.requires_grad]
 
 
-def save_lora(pipe: StableDiffusion3Pipeline, folder, card: str = "") -> None:
-    """folder/pytorch_lora_weights.safetensors, which pipe.load_lora_weights(folder) reads, and a README.md if there is a `card`."""
+def save_lora(pipe: StableDiffusion3Pipeline, folder) -> None:
+    """folder/pytorch_lora_weights.safetensors, which pipe.load_lora_weights(folder) reads."""
     layers = get_peft_model_state_dict(pipe.transformer)
     StableDiffusion3Pipeline.save_lora_weights(str(folder), transformer_lora_layers=layers)
-    if card:
-        atomic(Path(folder) / "README.md", lambda partial: partial.write_text(card))
 
 
 @contextlib.contextmanager
@@ -190,7 +191,7 @@ def draft_step(
     steps: int,
     k: int = 1,
     lv: int = 1,
-    generator: torch.Generator,
+    generator: torch.Generator | list[torch.Generator],
     size: int | None = None,
     guidance: float = 0.0,
     negative: tuple[Tensor, Tensor] | None = None,
@@ -204,9 +205,10 @@ def draft_step(
     prompt_embeds (b, n, d), pooled (b, p): from `encode`. reward(pixels (m, 3, h, w), rows (m,) int64) -> (m,): rows says
     which prompts the pictures belong to; where it or its gradient at the picture is not finite, the picture is left out. steps: of the
     sampler, of which the last k keep their graph. lv > 1: DRaFT-LV, the finished sample is noised lv times to the last step's level and
-    denoised once (k must be 1). size: pixels, default the transformer's. guidance above 1: classifier-free, away from `negative`,
-    `encode` of one text. anchor: weight of the mean squared distance of the velocity from the untuned transformer's, over the
-    steps with a graph; with the sampler's noise that is their Kullback-Leibler divergence but for a factor of each level.
+    denoised once (k must be 1). generator: one, or one a prompt. size: pixels, default the transformer's. guidance above 1:
+    classifier-free, away from `negative`, `encode` of one text. anchor: weight of the mean squared distance of the velocity from the
+    untuned transformer's, over the steps with a graph; with the sampler's noise that is their Kullback-Leibler divergence but for a
+    factor of each level.
 
     Memory: decoder and reward see decode_batch pictures at a time. reforward: the last k steps run twice, the second time with
     their graph, so that it is never there together with the decoder's. merge: see `merged`.
@@ -216,24 +218,20 @@ def draft_step(
         raise ValueError(f"k must lie in 1..{steps} (steps), and be 1 when lv > 1; got k={k}, lv={lv}")
     if guidance > 1 and negative is None:
         raise ValueError('guidance above 1 needs negative=draft.encode(pipe, [""])')
-    b, transformer, device = len(prompt_embeds), pipe.transformer, pipe.transformer.device
-    side = (size or transformer.config.sample_size * pipe.vae_scale_factor) // pipe.vae_scale_factor
-    noise = lambda n: torch.randn((n, transformer.config.in_channels, side, side), generator=generator, device=generator.device).to(device)
-    sigmas = _sigmas(pipe, steps).tolist()
+    transformer, sigmas = pipe.transformer, _sigmas(pipe, steps).tolist()
+    told, last = (prompt_embeds, pooled), range(steps - k, steps)
+    x, rows = _noise(pipe, len(pooled), size, generator), torch.arange(len(pooled), device=transformer.device)
 
     def velocity(x: Tensor, i: int, rows: Tensor) -> Tensor:
-        told = lambda embeds, pooled: transformer(
-            x.to(prompt_embeds.dtype), embeds, pooled, torch.full((len(x),), sigmas[i] * 1000, device=device), return_dict=False
-        )[0].float()
-        v = told(prompt_embeds[rows], pooled[rows])
+        v = _velocity(transformer, x, sigmas[i], [part[rows] for part in told])
         if guidance > 1:
-            v0 = told(*(part.expand(len(x), *part.shape[1:]) for part in negative))
+            v0 = _velocity(transformer, x, sigmas[i], [part.expand(len(x), *part.shape[1:]) for part in negative])
             v = v0 + guidance * (v - v0)
         return v
 
     def denoise(x: Tensor, levels: range, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The sample after those steps, and how far the tuned velocity went from the base's, where that is asked and has a graph."""
-        away = torch.zeros((), device=device)
+        away = torch.zeros((), device=x.device)
         for i in levels:
             v = velocity(x, i, rows)
             if anchor and torch.is_grad_enabled():
@@ -243,12 +241,11 @@ def draft_step(
             x = x + (sigmas[i + 1] - sigmas[i]) * v
         return x, away
 
-    rows, x, last = torch.arange(b, device=device), noise(b), range(steps - k, steps)
     with torch.no_grad(), merged(transformer) if merge else contextlib.nullcontext():
         x, _ = denoise(x, range(steps if lv > 1 else steps - k), rows)
     if lv > 1:
-        rows, x = rows.repeat(lv), x.repeat(lv, 1, 1, 1)
-        x = (1 - sigmas[-2]) * x + sigmas[-2] * noise(lv * b)
+        noise = torch.cat([_noise(pipe, len(pooled), size, generator) for _ in range(lv)])
+        rows, x = rows.repeat(lv), (1 - sigmas[-2]) * x.repeat(lv, 1, 1, 1) + sigmas[-2] * noise
     with torch.set_grad_enabled(not reforward):
         end, away = denoise(x, last, rows)
     result, cotangent = _reward_gradient(pipe, end.detach(), rows, reward, decode_batch)
@@ -256,6 +253,40 @@ def draft_step(
         end, away = denoise(x, last, rows)
     torch.autograd.backward([end, anchor * away] if anchor else [end], [cotangent, None] if anchor else [cotangent])
     return result
+
+
+def dpo_step(
+    pipe: StableDiffusion3Pipeline,
+    prompt_embeds: Tensor,
+    pooled: Tensor,
+    reward: Callable[[Tensor, Tensor], Tensor],
+    *,
+    steps: int,
+    generator: torch.Generator | list[torch.Generator],
+    beta: float,
+    size: int | None = None,
+    decode_batch: int = 16,
+) -> RewardStep:
+    """A step with the arguments of `draft_step` that asks the reward for an order only, never for a gradient: two pictures of each
+    prompt by the tuned transformer, of which the one with the higher reward is preferred; adds the gradient of `dpo_loss`. Pairs
+    with a reward that is not finite are left out; FloatingPointError where none is left."""
+    transformer, sigmas, b = pipe.transformer, _sigmas(pipe, steps).tolist(), len(pooled)
+    told, rows = (prompt_embeds.repeat(2, 1, 1), pooled.repeat(2, 1)), torch.arange(b, device=transformer.device).repeat(2)
+    x = torch.cat([_noise(pipe, b, size, generator) for _ in range(2)])
+    with torch.no_grad():
+        for i in range(steps):
+            x = x + (sigmas[i + 1] - sigmas[i]) * _velocity(transformer, x, sigmas[i], told)
+        drawn = [(picture := decode(pipe, part), reward(picture, r)) for part, r in zip(x.split(decode_batch), rows.split(decode_batch))]
+    pixels, rewards = (torch.cat(part) for part in zip(*drawn))
+    one, two = rewards.chunk(2)
+    kept = one.isfinite() & two.isfinite()
+    if not kept.any():
+        raise FloatingPointError(f"no pair of this batch has finite rewards; they are {rewards.tolist()}")
+    order = (one >= two)[:, None, None, None]
+    won, lost = (torch.where(choice, *x.chunk(2))[kept] for choice in (order, ~order))
+    noise = generator[0] if isinstance(generator, list) else generator
+    dpo_loss(pipe, prompt_embeds[kept], pooled[kept], won, lost, beta=beta, generator=noise).backward()
+    return RewardStep(rewards, pixels, kept.repeat(2))
 
 
 def dpo_loss(
@@ -278,17 +309,60 @@ def dpo_loss(
     level, shift = torch.rand(b, generator=generator, device=generator.device).to(device), pipe.scheduler.config.shift
     sigma = (shift * level / (1 + (shift - 1) * level)).repeat(2)
     clean, noise = torch.cat([won, lost]), noise.repeat(2, 1, 1, 1)
-    x = torch.lerp(clean, noise, sigma[:, None, None, None])
-
-    def error() -> Tensor:
-        told = (part.repeat(2, *[1] * (part.ndim - 1)) for part in (prompt_embeds, pooled))
-        v = transformer(x.to(prompt_embeds.dtype), *told, sigma * 1000, return_dict=False)[0].float()
-        return (v - (noise - clean)).square().flatten(1).mean(1)
-
+    x, told = torch.lerp(clean, noise, sigma[:, None, None, None]), [p.repeat(2, *[1] * (p.ndim - 1)) for p in (prompt_embeds, pooled)]
+    error = lambda: (_velocity(transformer, x, sigma, told) - (noise - clean)).square().flatten(1).mean(1)
     with torch.no_grad(), without_lora(transformer):
         base = error()
     better, worse = (error() - base).chunk(2)
     return -torch.nn.functional.logsigmoid(-beta / 2 * (better - worse)).mean()
+
+
+def tune(
+    pipe: StableDiffusion3Pipeline,
+    prompts: list[str],
+    reward: Callable[[Tensor, list[str]], Tensor],
+    update: Callable[..., RewardStep],
+    *,
+    batch: int,
+    seed: int = 0,
+    recipe: dict | None = None,
+    **options,
+) -> list[dict]:
+    """Train the LoRA that `add_lora` made with loop.fit; returns its records, with the mean reward, pictures left out, JPEG size.
+
+    reward(pixels (m, 3, h, w) in [0, 1], m prompts) -> (m,), higher is better: a scorer's `score`, say. update: `draft_step` or `dpo_step`
+    with its options, as in partial(draft_step, steps=28, k=1). batch: prompts a step over all processes, of which each takes its
+    part; the noise of a picture depends on seed, step and its place in the batch alone. options: fit's (steps, lr, checkpoint, ...).
+    Raises ValueError for a batch that the processes cannot share.
+    """
+    state = PartialState(cpu=pipe.device.type == "cpu")
+    if batch % state.num_processes:
+        raise ValueError(f"batch must be a multiple of the {state.num_processes} processes, not {batch}")
+    mine, (embeds, pooled) = slice(state.process_index, None, state.num_processes), encode(pipe, prompts)
+    keywords = getattr(update, "keywords", {})
+
+    def loss_at(_, step: int):
+        rows = batch_indices(step, n=len(prompts), size=batch, seed=seed)[mine]
+        noise = [torch.Generator().manual_seed((seed * 1_000_003 + step) * 1009 + place) for place in range(batch)[mine]]
+        own = lambda pixels, places: reward(pixels, [prompts[rows[i]] for i in places.tolist()])
+        rewards, pixels, kept = update(pipe, embeds[rows], pooled[rows], own, generator=noise)
+        mean = rewards[kept].mean()
+        return -mean, {"reward": mean, "dropped": (~kept).sum(), "jpeg_kb": jpeg_bytes(pixels).mean() / 1000}
+
+    recipe = (recipe or {}) | {"batch": batch} | {name: str(v) for name, v in keywords.items() if name != "negative"}
+    return fit(pipe.transformer, loss_at, seed=seed, recipe=recipe, **options)
+
+
+def _noise(pipe, count: int, size: int | None, generator) -> Tensor:
+    config = pipe.transformer.config
+    side = (size or config.sample_size * pipe.vae_scale_factor) // pipe.vae_scale_factor
+    return randn_tensor((count, config.in_channels, side, side), generator=generator, device=pipe.transformer.device)
+
+
+def _velocity(transformer, x: Tensor, sigma: float | Tensor, told) -> Tensor:
+    """float32 velocity (b, c, h, w) at x of level sigma, a number or (b,), told prompt embeddings and pooled."""
+    time = torch.as_tensor(sigma, device=x.device).expand(len(x)) * 1000
+    return transformer(x.to(told[0].dtype), *told, time, return_dict=False)[0].float()
 
 
 def _sigmas(pipe: StableDiffusion3Pipeline, steps: int) -> Tensor:

@@ -54,7 +54,7 @@ def fit(
     precision: str = "no",
     checkpoint=None,
     save_every: int = 100,
-    validate: Callable[[nn.Module], float | dict] | None = None,
+    validate: Callable[[nn.Module, int], float | dict] | None = None,
     validate_every: int = 100,
     keep: str = "last",
     patience: int = 0,
@@ -70,7 +70,7 @@ def fit(
     With `checkpoint` (a path) the run saves every `save_every` steps and resumes from it, after it has repeated step 0 and found
     the same loss and gradient norm: a checkpoint of other data, another model or another loss is refused with ValueError; so is
     one whose `recipe`, plain values that the caller adds to fit's own, is another.
-    validate(model) -> a loss, or a dict of numbers with one called "val_loss", every `validate_every` steps and at the end; the
+    validate(model, step) -> a loss, or a dict of numbers with one called "val_loss", every `validate_every` steps and at the end; the
     record has it, and the weights of the lowest lie beside the checkpoint, NAME.best.pt; keep="best" ends with those. patience:
     stop when so many validations on end have brought no lower one; 0 for never. `precision`: "no", or "bf16" for autocast. A loss
     or gradient that is not finite stops the run with FloatingPointError before the weights change; it names the prompt ids batch(i), if
@@ -140,8 +140,11 @@ def _backward(accelerator: Accelerator, model, loss_at, i: int, j: int, accumula
     with contextlib.nullcontext() if j == accumulate - 1 else accelerator.no_sync(model):
         with accelerator.autocast():
             loss, numbers = loss_at(model, i)
-        if loss.requires_grad:  # a DRaFT step has left its gradients already
+        if loss.requires_grad:
             accelerator.backward(loss / accumulate)
+        elif j == accumulate - 1:  # a DRaFT step has left its own gradients
+            for p in model.parameters():
+                p.grad = None if p.grad is None else accelerator.reduce(p.grad / accumulate, "mean")
     return {"loss": loss} | numbers
 
 
@@ -169,7 +172,7 @@ def _judge(validate, model: nn.Module, history: list[dict], best: Path | None) -
     """The last record gets its val_loss; the weights of the lowest so far go to the file `best`."""
     model.eval()
     with torch.no_grad():
-        said = validate(model)
+        said = validate(model, history[-1]["step"])
     history[-1] |= {k: float(v) for k, v in (said if isinstance(said, dict) else {"val_loss": said}).items()}
     model.train()
     if not math.isfinite(history[-1]["val_loss"]):

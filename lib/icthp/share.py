@@ -1,4 +1,4 @@
-"""Saving and publishing a trained scorer: save_pretrained(folder), push_to_hub("you/ict"), and its model card."""
+"""Saving and publishing what was trained: a scorer's save_pretrained(folder), push_to_hub("you/ict"), and model cards."""
 
 from pathlib import Path
 
@@ -6,17 +6,27 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, PyTorchModelHu
 
 from icthp.hub import atomic
 
+WHAT = {
+    "ict": "A reward model after Ba et al., ICCV 2025 (arXiv 2507.19002): does the picture contain the text? "
+    '`icthp.scores.load("ict", ...)`.',
+    "hp": 'A reward model after Ba et al., ICCV 2025 (arXiv 2507.19002): how good is the picture alone? `icthp.scores.load("hp", ...)`.',
+    "lora": "A LoRA for a Stable Diffusion 3 pipeline, tuned on a reward model as in Ba et al., ICCV 2025 (arXiv 2507.19002): "
+    "`pipe.load_lora_weights(...)`.",
+}
 FAILURES = {
     "ict": "Where I3 counts as better by construction, its two columns cannot tell containing the prompt from being drawn by I3's "
     "generator. A prompt is cut where the text tower ends. Only I2 > I1 was judged by votes.",
     "hp": "It reads no prompt, so it cannot see that a picture is beside the point, and a generator tuned on it alone may leave the "
     "prompt for texture. I3 beats I2 by construction; only I2 > I1 was judged by votes.",
+    "lora": "It was tuned to please one score, and a higher score is not yet a better picture: what the reward does not see "
+    "(diversity, the prompt, the eye) may have paid for it. Look at the other measures, and at pictures.",
 }
+TAGS = {"lora": ["lora", "text-to-image", "diffusers"]}
 
 TEXT = """
 # {title} ({scale} scale)
 
-A reward model after Ba et al., ICCV 2025 (arXiv 2507.19002), from the corrected reproduction `icthp`: `icthp.scores.load("{name}", ...)`.
+{what} Made with the corrected reproduction `icthp`.
 {note}
 ## How it was trained
 
@@ -24,7 +34,7 @@ A reward model after Ba et al., ICCV 2025 (arXiv 2507.19002), from the corrected
 
 ## What it is worth
 
-Held-out prompts, 95 % bootstrap interval over prompts. I2 > I1 is judged by votes; the I3 columns hold by construction.
+Held-out prompts, 95 % bootstrap interval over prompts. Columns with I3 hold by construction of the data.
 
 | measure | mean | interval | n |
 |---|---|---|---|
@@ -51,16 +61,19 @@ class Shared(PyTorchModelHubMixin):
         return self
 
 
-def write_card(folder, name: str, scale: str, facts: dict, metrics: dict) -> None:
-    """folder/README.md of a trained "ict" or "hp": how it was trained (facts), every metric that has an interval (evaluate.flat's
-    keys), and what is known to fail."""
+def write_card(folder, name: str, scale: str, facts: dict, metrics: dict, **data) -> None:
+    """folder/README.md of a trained "ict", "hp" or "lora": how it was trained (facts), every metric that has an interval
+    (evaluate.flat's keys), and what is known to fail. data: more of the Hub's fields, such as base_model or license."""
     measured = [key for key in metrics if f"{key}_low" in metrics]
-    result = lambda key: EvalResult("image-scoring", "pick-high", f"Pick-High ({scale})", "accuracy", metrics[key], metric_name=key)
-    data = ModelCardData(library_name="icthp", tags=["reward-model", name], model_name=name, eval_results=list(map(result, measured)))
+    task, dataset = ("text-to-image", "held-out-prompts") if name == "lora" else ("image-scoring", "pick-high")
+    result = lambda key: EvalResult(task, dataset, f"{dataset} ({scale})", "mean", metrics[key], metric_name=key)
+    tags = TAGS.get(name, ["reward-model", name])
+    data = ModelCardData(library_name="diffusers" if name == "lora" else "icthp", tags=tags, model_name=name,
+                         eval_results=list(map(result, measured)), **data)  # fmt: skip
     row = lambda key: (
         f"| {key} | {metrics[key]:.3f} | {metrics[key + '_low']:.3f} to {metrics[key + '_high']:.3f} | {metrics[key + '_n']} |"
     )
     note = "" if scale == "paper" else f"\n**These are {scale} numbers, not the paper's: they say that the code works, no more.**\n"
-    text = TEXT.format(title=name.upper(), name=name, scale=scale, note=note, failures=FAILURES[name], rows="\n".join(map(row, measured)),
-                       facts="\n".join(f"- {k}: `{v}`" for k, v in facts.items()))  # fmt: skip
+    text = TEXT.format(title={"lora": "LoRA"}.get(name, name.upper()), what=WHAT[name], scale=scale, note=note, failures=FAILURES[name],
+                       rows="\n".join(map(row, measured)), facts="\n".join(f"- {k}: `{v}`" for k, v in facts.items()))  # fmt: skip
     atomic(Path(folder) / "README.md", lambda path: path.write_text(f"---\n{data.to_yaml()}\n---\n{text}"))

@@ -160,7 +160,7 @@ def _train(scorer: scores.Scorer, model: nn.Module, loss_of, train: pick_high.Tr
         groups = groups_of(rows)
         return loss_of(model, rows[mine], groups if groups is None else groups[mine], True), {}
 
-    def validate(model) -> float:
+    def validate(model, _) -> float:
         parts = judged.split(batch)
         return sum(loss_of(model, rows, groups_of(rows), False).item() * len(rows) for rows in parts) / len(judged)
 

@@ -1,0 +1,75 @@
+"""The evidence behind notebook 05: `python study/tuning.py tune ROW SEED` tunes a generator by that notebook on one reward with one seed,
+`... measure ROW SEED` draws with it and measures, `... table` puts all into study/tuning.csv and its curves into
+study/tuning_curves.csv. `make study` runs everything, and goes on after a kill."""
+
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+import torch
+from controls import READ, stamp, table
+
+from icthp import draft, evaluate, hub, run, scores
+from icthp.detector import Detector
+
+RUNS = Path("runs/study/tuning")
+CURVES = ["held_out_reward", "val_loss", "kb", "right", "richness", "spread"]
+
+
+def tune(row: str, seed: int, options: dict) -> None:
+    """Notebook 05 with params.yaml's values but for these."""
+    folder = RUNS / f"{row}-{seed}"
+    run.run("runs/src/05_draft_k.ipynb", "draft", folder / "notebook.ipynb", out=str(folder), seed=seed, **options)
+
+
+def measure(row: str, seed: int, options: dict, params: dict) -> pd.DataFrame:
+    """One row a prompt and measure, as notebook 06 measures: measure, unit (the prompt), value. A row without a reward is the
+    untuned generator."""
+    shared, own = params["shared"], params["evaluate"]
+    models = shared["models"]
+    sources = {"clip": shared["clip"], "pickscore": shared["pickscore"], "ict": f"local-dir:{models}/ict", "hp": f"{models}/hp",
+               "icthp": models}  # fmt: skip
+    scorers = {name: scores.load(name, source) for name, source in sources.items()}
+    pipe = hub.load_pipeline(own["generator"])
+    if options:
+        pipe.load_lora_weights(str(RUNS / f"{row}-{seed}" / options["reward"]))
+    prompts = Path(shared["prompts"])
+    tasks = [json.loads(line) for line in (prompts / "geneval.jsonl").read_text().splitlines() for _ in range(own["geneval_images"])]
+    texts = (prompts / "test.txt").read_text().splitlines()[: own["test_prompts"]]
+    draw = lambda prompts, noise: draft.generate(
+        pipe, prompts, steps=shared["sampler_steps"], seed=1000 * seed + noise, size=shared["size"]
+    )
+    values, _ = evaluate.assess(draw, Detector.load(shared["detector"]), scorers, texts, tasks)
+    frames = [pd.DataFrame({"measure": name, "unit": list(map(str, v.index)), "value": v.to_numpy()}) for name, v in values.items()]
+    return pd.concat(frames, ignore_index=True)
+
+
+def curves(rows) -> pd.DataFrame:
+    """What the notebook saw of held-out prompts while it tuned: mean over seeds, lowest and highest of them."""
+    parts = []
+    for row in rows:
+        for seed, file in enumerate(sorted(RUNS.glob(f"{row}-*/*/history.parquet"))):
+            seen = pd.read_parquet(file).dropna(subset="val_loss")
+            parts.append(seen.reindex(columns=["step", *CURVES]).melt("step", var_name="measure").assign(row=row, seed=seed))
+    grouped = pd.concat(parts).groupby(["row", "measure", "step"], sort=False).value
+    return grouped.agg(["mean", "min", "max", "count"]).reset_index()
+
+
+def main(argv: list[str]) -> None:
+    run.enter_project()
+    params, rows = READ(Path("params.yaml")), READ(Path("study/params.yaml"))["tuning"]
+    if argv == ["table"]:
+        stamp(table({"tuning": rows}), "study/tuning.csv")
+        stamp(curves([row for row, options in rows.items() if options]), "study/tuning_curves.csv")
+        return
+    job, row, seed = argv[0], argv[1], int(argv[2])
+    torch.manual_seed(seed)
+    if job == "tune":
+        tune(row, seed, rows[row])
+    else:
+        measure(row, seed, rows[row], params).to_parquet(RUNS / f"{row}-{seed}.parquet")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
