@@ -32,10 +32,11 @@ lab: .venv/ready  ## the notebooks in JupyterLab
 	dvc pull data.dvc
 	HF_HUB_OFFLINE=0 jupyter lab notebooks
 
-study: .venv/ready  ## the controls, three seeds each, into study/controls.csv: two hours on two cores
+study: .venv/ready  ## controls and tunings, three seeds each, into study/*.csv: three hours and more on two cores
 	dvc pull data.dvc
 	dvc repro study/dvc.yaml
 	python study/controls.py table
+	python study/tuning.py table
 
 bench: .venv/ready
 	python -m icthp.run notebooks/A3_benchmarks.ipynb bench

@@ -2,7 +2,6 @@
 `... measure ROW SEED` draws with it and measures, `... table` puts all into study/tuning.csv and its curves into
 study/tuning_curves.csv. `make study` runs everything, and goes on after a kill."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -10,8 +9,8 @@ import pandas as pd
 import torch
 from controls import READ, stamp, table
 
-from icthp import draft, evaluate, hub, run, scores
-from icthp.detector import Detector
+from icthp import draft, evaluate, geneval, hub, run, scores
+from icthp.detector import eyes
 
 RUNS = Path("runs/study/tuning")
 CURVES = ["held_out_reward", "val_loss", "kb", "right", "richness", "spread"]
@@ -35,12 +34,12 @@ def measure(row: str, seed: int, options: dict, params: dict) -> pd.DataFrame:
     if options:
         pipe.load_lora_weights(str(RUNS / f"{row}-{seed}" / options["reward"]))
     prompts = Path(shared["prompts"])
-    tasks = [json.loads(line) for line in (prompts / "geneval.jsonl").read_text().splitlines() for _ in range(own["geneval_images"])]
+    tasks = [task for task in geneval.read_metadata(prompts / "geneval.jsonl") for _ in range(own["geneval_images"])]
     texts = (prompts / "test.txt").read_text().splitlines()[: own["test_prompts"]]
-    draw = lambda prompts, noise: draft.generate(
-        pipe, prompts, steps=shared["sampler_steps"], seed=1000 * seed + noise, size=shared["size"]
+    draw = lambda texts, k: draft.generate(
+        pipe, texts, steps=shared["sampler_steps"], seed=100_000 * seed + 10_000 * k, size=shared["size"], guidance=own["guidance"]
     )
-    values, _ = evaluate.assess(draw, Detector.load(shared["detector"]), scorers, texts, tasks)
+    values, _ = evaluate.assess(draw, texts, tasks, scorers, eyes(shared["detector"], scorers["clip"]).look)
     frames = [pd.DataFrame({"measure": name, "unit": list(map(str, v.index)), "value": v.to_numpy()}) for name, v in values.items()]
     return pd.concat(frames, ignore_index=True)
 
@@ -68,6 +67,7 @@ def main(argv: list[str]) -> None:
     if job == "tune":
         tune(row, seed, rows[row])
     else:
+        RUNS.mkdir(parents=True, exist_ok=True)
         measure(row, seed, rows[row], params).to_parquet(RUNS / f"{row}-{seed}.parquet")
 
 

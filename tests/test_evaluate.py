@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from icthp import evaluate, microworld, pictures
-from icthp.detector import Detection, Detector, detector_loss, targets
-from icthp.evaluate import geneval_correct
+from icthp import evaluate, geneval, microworld, pictures
+from icthp.detector import Detector, detection, detector_loss, targets
 
 
 def test_interval_covers_the_mean_as_often_as_it_says():
@@ -53,44 +52,7 @@ def test_diversity_closed_form():
     assert evaluate.diversity(features, ["a", "a", "b", "b", "alone"]).tolist() == pytest.approx([1, 0], abs=1e-6)
 
 
-# ---- GenEval's rules, every branch ---------------------------------------------------------------------------------
-
-
-def at(label, colour="red", x=0.0, y=0.0):
-    return Detection(label, colour, x, y, 0.9)
-
-
-def ask(tag, *include):
-    return {"tag": tag, "include": list(include), "prompt": ""}
-
-
-ONE = {"class": "circle", "count": 1}
-PLACED = ask("position", ONE, {"class": "star", "count": 1, "position": ["right of", 0]})
-CASES = [
-    ("there", [at("circle")], ask("single_object", ONE), True),
-    ("absent", [at("star")], ask("single_object", ONE), False),
-    ("nothing found", [], ask("single_object", ONE), False),
-    ("more than asked is no fault", [at("circle")] * 2, ask("single_object", ONE), True),
-    ("both", [at("circle"), at("star")], ask("two_object", ONE, {"class": "star", "count": 1}), True),
-    ("one of two", [at("circle")], ask("two_object", ONE, {"class": "star", "count": 1}), False),
-    ("count", [at("circle")] * 3, ask("counting", {"class": "circle", "count": 3}), True),
-    ("one too many", [at("circle")] * 4, ask("counting", {"class": "circle", "count": 3}), False),
-    ("one too few", [at("circle")] * 2, ask("counting", {"class": "circle", "count": 3}), False),
-    ("colour", [at("circle", "blue")], ask("colors", ONE | {"color": "blue"}), True),
-    ("other colour", [at("circle")], ask("colors", ONE | {"color": "blue"}), False),
-    ("colours swapped", [at("circle", "blue"), at("star")],
-     ask("color_attr", ONE | {"color": "red"}, {"class": "star", "count": 1, "color": "blue"}), False),
-    ("right of", [at("circle", x=-0.5), at("star", x=0.5)], PLACED, True),
-    ("left of instead", [at("circle", x=0.5), at("star", x=-0.5)], PLACED, False),
-    ("too near to say", [at("circle"), at("star", x=0.05)], PLACED, False),
-    ("diagonal counts as both", [at("circle", x=-0.5, y=-0.5), at("star", x=0.5, y=0.5)], PLACED, True),
-    ("mostly below", [at("circle", y=-0.5), at("star", x=0.2, y=0.5)], PLACED, False),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("found", "metadata", "right"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
-def test_geneval_rules(found, metadata, right):
-    assert geneval_correct(found, metadata) is right
+# ---- the microworld's prompts -----------------------------------------------------------------------------------------
 
 
 def truth(scenes):
@@ -100,7 +62,7 @@ def truth(scenes):
     def thing(i, k):
         which = "_b" if is_b[i, k] else "_a"
         label, colour = (scenes.latents[name + which][i] for name in ("shape", "colour"))
-        return Detection(microworld.SHAPES[label], microworld.COLOURS[colour], *centres[i, k].tolist(), 1.0)
+        return detection(microworld.SHAPES[label], microworld.COLOURS[colour], *centres[i, k].tolist(), 1.0)
 
     return [[thing(i, k) for k in range(3) if present[i, k]] for i in range(len(scenes))]
 
@@ -123,7 +85,8 @@ def test_a_wrong_attribute_fails_its_prompt(scenes):
 
 def test_micro_geneval_asks_held_out_prompts_of_every_task():
     rows = evaluate.micro_geneval(5, torch.Generator().manual_seed(0))
-    assert [r["tag"] for r in rows] == [t for t in evaluate.GENEVAL_TASKS for _ in range(5)]
+    assert [r["tag"] for r in rows] == [t for t in geneval.TASKS for _ in range(5)]
+    assert all(len({want["class"] for want in r["include"]}) == len(r["include"]) for r in rows)
     assert microworld.held_out(microworld.parse([r["prompt"] for r in rows], torch.Generator())).all()
 
 

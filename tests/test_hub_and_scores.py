@@ -1,11 +1,14 @@
 import io
 import json
 import pickle
+from types import SimpleNamespace
+from unittest import mock
 
 import open_clip
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from icthp import draft, hub, kernels, microworld, pictures, scores, weights
 from icthp.pictures import jpeg_bytes
@@ -164,6 +167,37 @@ def test_text_tower_equals_open_clips(clip, tokenizer, prompts):
     ids = clip.tokenizer(prompts)
     with torch.no_grad():
         assert torch.allclose(tower(ids).text_embeds, clip.model.encode_text(ids), atol=1e-5)
+
+
+def test_a_text_tower_takes_anothers_place(clip, tokenizer, prompts, sd3_folder):
+    """The first encoder then says what the other CLIP says, the second what it said, and pictures change; one that fits comes back."""
+    other = hub.new_clip(hub.clip_config(tokenizer, width=32, layers=2, text_layers=2, embed_dim=16))
+    pipe, ids = hub.load_pipeline(str(sd3_folder)), clip.tokenizer(prompts)
+    second = {k: v.clone() for k, v in pipe.text_encoder_2.state_dict().items()}
+    before = draft.generate(pipe, prompts, steps=2)
+    with torch.no_grad():
+        told = hub.swap_text_tower(pipe, other).text_encoder(ids).text_embeds
+        assert torch.allclose(told, other.encode_text(ids), atol=1e-5)
+    assert all(torch.equal(v, second[k]) for k, v in pipe.text_encoder_2.state_dict().items())
+    assert (draft.generate(pipe, prompts, steps=2) - before).abs().max() > 1e-3
+    assert torch.allclose(draft.generate(hub.swap_text_tower(pipe, clip.model), prompts, steps=2), before, atol=2e-3)  # stored as float16
+    with pytest.raises(ValueError, match="another shape"):
+        hub.swap_text_tower(pipe, hub.new_clip(hub.clip_config(tokenizer, width=64, layers=1, text_layers=2, embed_dim=16)))
+
+
+def test_stable_diffusion_2_1_takes_the_text_tower_of_vit_h():
+    """By its published text encoder's config: 23 of ViT-H-14's 24 layers and no projection, every shape alike."""
+    config = CLIPTextConfig(vocab_size=49408, hidden_size=1024, intermediate_size=4096, projection_dim=512, num_hidden_layers=23,
+                            num_attention_heads=16, max_position_embeddings=77, hidden_act="gelu")  # fmt: skip
+    clip = open_clip.get_model_config("ViT-H-14")
+    with torch.device("meta"):
+        encoder, tower = CLIPTextModel(config), open_clip.CLIP(clip["embed_dim"], clip["vision_cfg"], clip["text_cfg"])
+    given, last = [], [k for k in hub._text_state(tower, "") if "layers.23." in k]
+    with mock.patch.object(hub, "fill", lambda model, state, _: given.append(state)):
+        hub.swap_text_tower(SimpleNamespace(text_encoder=encoder), tower)
+    own = encoder.state_dict()
+    assert {k: v.shape for k, v in given[0].items()} == {k: v.shape for k, v in own.items()}
+    assert len(last) == 16 and not any(k.endswith(last[0]) for k in own)
 
 
 def test_folded_t5_draws_the_same_picture(sd3_folder, prompts):

@@ -1,9 +1,8 @@
-"""The microworld's own detector: which objects a picture shows, where, and how rich it is. It stands where GenEval
-puts Mask2Former: evaluate.py only sees lists of `Detection`."""
+"""The microworld's own detector: which objects a picture shows, where, and how rich it is. It stands where GenEval has
+Mask2Former."""
 
 import json
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from icthp import microworld
-
-
-class Detection(NamedTuple):
-    label: str  # shape
-    colour: str
-    x: float  # centre in [-1, 1], right
-    y: float  # centre in [-1, 1], down
-    score: float  # in [0, 1]
+from icthp.geneval import ClipColours, Detection, Judge, Mask2Former, check
 
 
 class Detector(nn.Module):
@@ -47,7 +39,7 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def detect(self, pixels: Tensor, threshold: float = 0.4) -> list[list[Detection]]:
-        """pixels (b, 3, h, w) in [0, 1] -> the objects of each picture, most certain first."""
+        """pixels (b, 3, h, w) in [0, 1] -> the objects of each picture, most certain first; a picture is 2 wide and high."""
         centre, shape, colour, _ = self(pixels)
         heat = centre.sigmoid()
         peak = (heat == F.max_pool2d(heat[:, None], 5, 1, 2)[:, 0]) & (heat > threshold)
@@ -56,8 +48,14 @@ class Detector(nn.Module):
         for i, row, col in peak.nonzero().tolist():
             label, hue = shape[i, :, row, col].argmax().item(), colour[i, :, row, col].argmax().item()
             x, y = ((k + 0.5) / side * 2 - 1 for k in (col, row))
-            found[i].append(Detection(microworld.SHAPES[label], microworld.COLOURS[hue], x, y, heat[i, row, col].item()))
+            found[i].append(detection(microworld.SHAPES[label], microworld.COLOURS[hue], x, y, heat[i, row, col].item()))
         return [sorted(f, key=lambda d: -d.score) for f in found]
+
+    @torch.no_grad()
+    def look(self, pixels: Tensor, tasks: list[dict] | None = None) -> dict:
+        """{"richness": (b,)} and, where each picture has a task of GenEval's metadata, "right": is it fulfilled?"""
+        seen = {"richness": self(pixels)[3]}
+        return seen | {"right": [check(found, task)[0] for found, task in zip(self.detect(pixels), tasks)]} if tasks else seen
 
     def save(self, folder) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -72,6 +70,20 @@ class Detector(nn.Module):
         model = cls(**json.loads(config.read_text()))
         model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
         return model.eval()
+
+
+def eyes(source: str, clip=None, device="cpu") -> Detector | Judge:
+    """What looks at drawn pictures: the microworld's detector in a folder that `save` wrote, otherwise GenEval's, a Mask2Former of that
+    folder or Hub name whose colours the scorer `clip` reads."""
+    config = Path(source) / "config.json"
+    if config.exists() and "width" in json.loads(config.read_text()):
+        return Detector.load(source)
+    return Judge(Mask2Former(source, device), ClipColours(clip))
+
+
+def detection(label: str, colour: str, x: float, y: float, score: float) -> Detection:
+    """An object by its centre in [-1, 1], right and down. The detector reads no sizes: each gets a box of a quarter of the side."""
+    return Detection(label, score, (x - 0.25, y - 0.25, x + 0.25, y + 0.25), colour)
 
 
 def targets(scenes: microworld.Scenes, side: int = 16) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,8 +6,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from icthp import microworld, pictures
-from icthp.detector import Detection
+from icthp import geneval, microworld, pictures
+from icthp.geneval import Detection
 
 
 def interval(values, groups=None, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> dict:
@@ -26,8 +26,12 @@ def interval(values, groups=None, confidence: float = 0.95, resamples: int = 100
 
 def flat(name: str, values, **kwargs) -> dict:
     """interval() as flat metric keys: name, name_low, name_high, name_n."""
-    i = interval(values, **kwargs)
-    return {name: i["mean"], f"{name}_low": i["low"], f"{name}_high": i["high"], f"{name}_n": i["n"]}
+    return keyed(name, interval(values, **kwargs))
+
+
+def keyed(name: str, row: dict) -> dict:
+    """The same of a row with mean, low, high and n."""
+    return {name: row["mean"], f"{name}_low": row["low"], f"{name}_high": row["high"], f"{name}_n": row["n"]}
 
 
 # ---- pictures ---------------------------------------------------------------------------------------------------
@@ -43,6 +47,42 @@ def diversity(features: Tensor, groups) -> Tensor:
         if n > 1:
             out.append((n * n - (f @ f.T).sum()) / (n * (n - 1)))
     return torch.stack(out)
+
+
+def vendi(features: Tensor, groups) -> Tensor:
+    """Vendi score (Friedman and Dieng, arXiv 2210.02410) of each group: exp of the entropy of the eigenvalues of the cosines
+    over n, from 1, all the same, to n, all orthogonal. features (b, d), groups b ids -> (g,)."""
+    unit, groups, out = torch.nn.functional.normalize(features.double(), dim=-1), np.asarray(groups), []
+    for g in dict.fromkeys(groups.tolist()):
+        f = unit[torch.from_numpy(groups == g)]
+        spectrum = torch.linalg.svdvals(f).square() / len(f)
+        out.append(torch.special.entr(spectrum).sum().exp())
+    return torch.stack(out)
+
+
+@torch.no_grad()
+def assess(draw, prompts: list[str], tasks: list[dict], scorers: dict, look) -> tuple[dict[str, pd.Series], Tensor]:
+    """What a generator is worth: {measure: one value a prompt}, and its pictures of the prompts (n, 3, h, w).
+
+    draw(prompts, k) -> pixels, from the k-th noise. tasks: GenEval's metadata, a picture each; look(pixels, tasks) -> {measure: a value a
+    picture}, among them "right". scorers: by name; "clip" also measures diversity, between two pictures of a prompt and, as
+    Vendi score, among groups of eight prompts. geneval_mean is the mean of the tasks' means, as GenEval has it."""
+    rows = pd.DataFrame({"tag": [t["tag"] for t in tasks], "prompt": [t["prompt"] for t in tasks]})
+    rows["right"] = list(look(draw([t["prompt"] for t in tasks], 0), tasks)["right"])
+    right = rows.groupby(["tag", "prompt"], sort=False).right.mean()  # pictures of one prompt are one draw
+    values = {f"geneval_{task}": part.droplevel("tag") for task, part in right.groupby(level="tag", sort=False)}
+    values["geneval_mean"] = right.mul(len(right) / len(values) / right.groupby(level="tag").transform("size")).droplevel("tag")
+    pixels, again = draw(prompts, 1), draw(prompts, 2)
+    per_picture = {"jpeg_kb": pictures.jpeg_bytes(pixels) / 1000} | pictures.statistics(pixels)
+    per_picture |= {name: v for name, v in look(pixels, None).items() if name != "right"}
+    per_picture |= {f"score_{name}": score_all(scorer, pixels, prompts) for name, scorer in scorers.items()}
+    values |= {name: pd.Series(np.asarray(v, dtype=np.float64), prompts) for name, v in per_picture.items()}
+    one, two = (
+        torch.cat([scorers["clip"].image_features(p.to(scorers["clip"].device)).cpu() for p in x.split(64)]) for x in (pixels, again)
+    )
+    values["diversity"] = pd.Series(diversity(torch.cat([one, two]), list(range(len(one))) * 2).numpy(), prompts)
+    values["vendi"] = pd.Series(vendi(one, np.arange(len(one)) // 8).numpy())
+    return values, pixels
 
 
 # ---- preference -------------------------------------------------------------------------------------------------
@@ -61,6 +101,15 @@ def preference(scores: Tensor) -> dict[str, Tensor]:
     i2_i1 is measured against human votes; i3_i2 and i3_i1 hold by construction of the data.
     """
     return {name: wins(scores[:, a], scores[:, b]) for name, (a, b) in PAIRS.items()}
+
+
+def paired(a, b, groups=None, resamples: int = 10_000, seed: int = 0) -> dict:
+    """Mean of a - b (n,) with its interval, and `p`, two-sided, of a sign-flip permutation test of the groups' means."""
+    difference = pd.Series(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64))
+    means = (difference if groups is None else difference.groupby(np.asarray(groups), sort=False).mean()).to_numpy()
+    test = stats.permutation_test((means, np.zeros_like(means)), lambda x, y, axis: (x - y).mean(axis), permutation_type="samples",
+                                  vectorized=True, n_resamples=resamples, rng=np.random.default_rng(seed))  # fmt: skip
+    return interval(means) | {"p": float(test.pvalue)}
 
 
 @torch.no_grad()
@@ -121,16 +170,16 @@ def spearman(by_level: Tensor) -> float:
     return float(stats.spearmanr(np.arange(by_level.shape[1]), by_level.mean(0)).statistic)
 
 
-# ---- GenEval ----------------------------------------------------------------------------------------------------
-
-GENEVAL_TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+# ---- GenEval in the microworld ----------------------------------------------------------------------------------
 
 
 def micro_geneval(each: int, generator: torch.Generator) -> list[dict]:
-    """Held-out microworld prompts in GenEval's metadata format, `each` for every one of its six tasks."""
+    """Held-out microworld prompts in GenEval's metadata format, `each` for every one of its six tasks; as there, two objects of
+    a prompt are of two classes."""
     scenes = microworld.sample(each * 400, generator)
-    scenes = scenes[microworld.held_out(scenes)]
-    kind_of = dict(zip(GENEVAL_TASKS, (0, 1, 2, 0, 1, 1)))
+    same = (scenes.latents["kind"] == 1) & (scenes.latents["shape_a"] == scenes.latents["shape_b"])
+    scenes = scenes[microworld.held_out(scenes) & ~same]
+    kind_of = dict(zip(geneval.TASKS, (0, 1, 2, 0, 1, 1)))
     rows, start = [], 0
     for task, kind in kind_of.items():
         chosen = scenes[(scenes.latents["kind"] == kind).nonzero()[start : start + each, 0]]
@@ -144,6 +193,7 @@ def described(scene: microworld.Scenes, task: str | None = None) -> dict:
     s = {k: v.item() for k, v in scene.latents.items()}
     asked = task or ("colors", "position", "counting")[s["kind"]]
     include = [{"class": microworld.SHAPES[s["shape_a"]], "count": 2 + s["count"] if asked == "counting" else 1}]
+    exclude = {"exclude": [{"class": include[0]["class"], "count": include[0]["count"] + 1}]} if asked == "counting" else {}
     if s["kind"] == 1:
         include.append({"class": microworld.SHAPES[s["shape_b"]], "count": 1})
     if task in (None, "colors", "color_attr"):
@@ -151,13 +201,13 @@ def described(scene: microworld.Scenes, task: str | None = None) -> dict:
             entry["color"] = microworld.COLOURS[s["colour_" + k]]
     if asked == "position":  # the first object is left of or above the second; GenEval refers to an earlier class
         include[1]["position"] = [("right of", "below")[s["relation"]], 0]
-    return {"tag": asked, "include": include, "prompt": microworld.captions(scene)[0]}
+    return {"tag": asked, "include": include} | exclude | {"prompt": microworld.captions(scene)[0]}
 
 
 def units_found(found: list[Detection], metadata: dict) -> list[bool]:
-    """One truth for each unit of GenEval's metadata: every included class is there (exactly `count` times for the counting
-    task, at least so often otherwise), in its colour, at its place relative to the class it refers to. Where GenEval's
-    dead zone is a tenth of the two boxes' sides, ours is fixed (`relations`): the detector gives centres."""
+    """One truth for each unit of a prompt, on its own where GenEval judges the whole: every included class is there (exactly `count`
+    times for the counting task, at least so often otherwise), in its colour, in its relation to the other object, which may be of
+    its class too."""
     matched, right = [], []
     for want in metadata["include"]:
         objects, count = [d for d in found if d.label == want["class"]], want["count"]
@@ -166,14 +216,9 @@ def units_found(found: list[Detection], metadata: dict) -> list[bool]:
             right.append(sum(d.colour == want["color"] for d in objects) >= count)
         if "position" in want:
             relation, other = want["position"]
-            right.append(any(relation in relations(o, t) for o in objects for t in matched[other] if o is not t))
+            right.append(any(relation in geneval.relations(o, t) for o in objects for t in matched[other] if o is not t))
         matched.append(objects)
     return right
-
-
-def geneval_correct(found: list[Detection], metadata: dict) -> bool:
-    """GenEval's rule: all units of the metadata are found."""
-    return all(units_found(found, metadata))
 
 
 def described_right(detector, pixels: Tensor, scenes: microworld.Scenes) -> list[bool]:
@@ -185,14 +230,3 @@ def units_contained(detector, pixels: Tensor, scenes: microworld.Scenes) -> Tens
     """(b,) the share of the short prompt's units (objects, counts, colours, relation) that the detector finds."""
     rows = enumerate(detector.detect(pixels))
     return torch.tensor([np.mean(units_found(found, described(scenes[i : i + 1]))) for i, found in rows], dtype=torch.float32)
-
-
-def relations(a: Detection, b: Detection, deadzone: float = 0.1) -> set[str]:
-    """How a lies relative to b, by centres; a component counts when it is more than half of the offset's length."""
-    offset = np.array([a.x - b.x, a.y - b.y])
-    length = np.linalg.norm(offset)
-    if length < deadzone:
-        return set()
-    x, y = offset / length
-    names = {"right of": x > 0.5, "left of": x < -0.5, "below": y > 0.5, "above": y < -0.5}
-    return {name for name, holds in names.items() if holds}

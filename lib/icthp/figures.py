@@ -9,9 +9,11 @@ import torch
 from matplotlib import pyplot as plt
 from PIL import Image
 
-COLOURS = dict(zip(("clip", "pickscore", "ict", "hp", "icthp", "base"), sns.color_palette("colorblind", 6).as_hex()))
+COLOURS = dict(zip(("clip", "pickscore", "ict", "hp", "icthp", "base", "jpeg"), sns.color_palette("colorblind", 7).as_hex())) | {
+    "ict_text": "0.45"
+}
 NAMES = {"clip": "CLIP", "pickscore": "PickScore", "ict": "ICT", "hp": "HP", "icthp": "ICT-HP", "base": "untuned", "jpeg": "JPEG",
-         "imagereward": "ImageReward", "random": "random"}  # fmt: skip
+         "imagereward": "ImageReward", "random": "random", "ict_text": "ICT's text tower"}  # fmt: skip
 
 
 def style() -> None:

@@ -15,6 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
+from icthp.weights import fill
+
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}  # accelerate's names of precision
 
 
@@ -89,6 +91,18 @@ def text_tower(clip: open_clip.CLIP, tokenizer: CLIPTokenizer) -> CLIPTextModelW
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))  # fmt: skip
     tower.load_state_dict(_text_state(clip, "text_model." if hasattr(tower.text_model, "embeddings") else ""), strict=True)
     return tower.eval()
+
+
+def swap_text_tower(pipe: DiffusionPipeline, clip: open_clip.CLIP) -> DiffusionPipeline:
+    """`pipe` with the weights of a CLIP's text tower in its first text encoder, in place, and nothing else changed. An encoder that
+    leaves out the tower's last layers, as Stable Diffusion 2.1's does, or its projection, takes the rest. ValueError that names the keys
+    where the shapes are others."""
+    encoder = pipe.text_encoder
+    own = encoder.state_dict()
+    state = _text_state(clip, "text_model." if any(name.startswith("text_model.") for name in own) else "")
+    left_out = lambda name: name not in own and ("encoder.layers." in name or name.startswith("text_projection"))
+    fill(encoder, {name: value.to(encoder.dtype) for name, value in state.items() if not left_out(name)}, "this text tower")
+    return pipe
 
 
 def _text_state(clip: open_clip.CLIP, root: str) -> dict[str, Tensor]:

@@ -139,3 +139,15 @@ def jpeg_bytes(pixels: Tensor, quality: int = 95) -> Tensor:
         Image.fromarray(array).save(buffer := io.BytesIO(), "JPEG", quality=quality)
         sizes.append(buffer.tell())
     return torch.tensor(sizes, dtype=torch.float32)
+
+
+def statistics(pixels: Tensor) -> dict[str, Tensor]:
+    """(b, 3, h, w) in [0, 1] -> (b,) each: brightness, the mean grey; contrast, its standard deviation; colourfulness (Hasler and
+    Suesstrunk 2003, on [0, 1]); sharpness, the variance of the grey's Laplacian; all in float32."""
+    r, g, b = pixels.detach().float().unbind(1)
+    grey = 0.299 * r + 0.587 * g + 0.114 * b
+    opponents = torch.stack([r - g, (r + g) / 2 - b], 1).flatten(2)
+    colourfulness = opponents.std(2, correction=0).norm(dim=1) + 0.3 * opponents.mean(2).norm(dim=1)
+    around = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
+    return {"brightness": grey.flatten(1).mean(1), "contrast": grey.flatten(1).std(1, correction=0), "colourfulness": colourfulness,
+            "sharpness": (around - 4 * grey[:, 1:-1, 1:-1]).flatten(1).var(1, correction=0)}  # fmt: skip

@@ -1,0 +1,110 @@
+"""Readers of published votes, on small folders in their formats, and agreement against closed forms."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from icthp import votes
+
+SDV2 = """HITId,Input.index,Input.prompt_id,Input.image_id,Input.image_url,Input.caption,Input.object_0_name,Input.object_1_name,Input.object_0_name_plural,Input.object_1_name_plural,Input.exclude,Answer.ee,Answer.task-color-0,Answer.task-color-1,Answer.task-count-0,Answer.task-count-1,Answer.task-objects,Answer.task-position-x,Answer.task-position-y,Answer.task-quality,Answer.task-real-0,Answer.task-real-1
+A,0_1,0,1,https://x.org/images/sdv2/00000/samples/00001.png,a photo of a white bear,bear,,bears,,"object-1,position",80.1,black|white,,1,,bear,,,4,3.0,
+A,0_1,0,1,https://x.org/images/sdv2/00000/samples/00001.png,a photo of a white bear,bear,,bears,,"object-1,position",10.1,black,,1,,bear,,,3,2.0,
+B,1_0,1,0,https://x.org/images/sdv2/00001/samples/00000.png,a photo of three cows,cow,,cows,,"object-1,position",9.1,brown,,2,,none,,,1,1.0,
+"""  # noqa: E501
+ASKED = [{"tag": "colors", "include": [{"class": "bear", "count": 1, "color": "white"}], "prompt": "a photo of a white bear"},
+         {"tag": "counting", "include": [{"class": "cow", "count": 3}], "prompt": "a photo of three cows"}]  # fmt: skip
+
+
+def flickr8k(folder):
+    (folder / "Flickr8k.token.txt").write_text('a.jpg#0\tA dog runs .\nb.jpg#2\tTwo "men" talk .\n')
+    (folder / "ExpertAnnotations.txt").write_text("a.jpg\ta.jpg#0\t4\t4\t4\na.jpg\tb.jpg#2\t1\t2\t1\nc.jpg\ta.jpg#0\t3\t2\t1\n")
+
+
+def agiqa3k(folder):
+    (folder / "data.csv").write_text("name,prompt,adj1,adj2,style,mos_quality,std_quality,mos_align,std_align\n"
+                                     'x_000.jpg,"a cat, sitting",,,,2.5,0.1,3.25,0.2\ny_000.jpg,a dog,,,,1.0,0.1,4.0,0.2\n')  # fmt: skip
+
+
+def imagereward(folder):
+    (folder / "test.json").write_text(
+        json.dumps([{"id": "1-1", "prompt": "a cola", "generations": ["p/1.webp", "p/2.webp"], "ranking": [1, 3]}])
+    )
+
+
+def geneval(folder):
+    (folder / "annotations_sdv2.csv").write_text(SDV2)
+    (folder / "geneval_metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ASKED))
+
+
+def test_flickr8k_has_every_judgement_but_of_own_captions(tmp_path):
+    flickr8k(tmp_path)
+    table = votes.read(f"flickr8k:{tmp_path}")
+    assert sorted(zip(table.image.str[-5:], table.prompt, table.value)) == sorted(
+        [("a.jpg", 'Two "men" talk .', v) for v in (1, 2, 1)] + [("c.jpg", "A dog runs .", v) for v in (3, 2, 1)]
+    )
+    assert table.image[0] == str(tmp_path / "Flicker8k_Dataset/a.jpg") and set(table.axis) == {"alignment"}
+
+
+def test_agiqa3k_has_two_axes(tmp_path):
+    agiqa3k(tmp_path)
+    table = votes.read(f"agiqa3k:{tmp_path}")
+    assert table.axis.tolist() == ["quality"] * 2 + ["alignment"] * 2 and table.value.tolist() == [2.5, 1, 3.25, 4]
+    assert table.prompt[0] == "a cat, sitting" and table.image[0] == str(tmp_path / "x_000.jpg")
+
+
+def test_imagereward_ranks_become_values(tmp_path):
+    imagereward(tmp_path)
+    table = votes.read(f"imagereward:{tmp_path}")
+    assert table.value.tolist() == [-1, -3] and table.image[1] == str(tmp_path / "p/2.webp") and set(table.prompt) == {"a cola"}
+
+
+def test_geneval_averages_its_people(tmp_path):
+    """One of two people sees white; three cows were asked for and two counted."""
+    geneval(tmp_path)
+    table = votes.read(f"geneval:{tmp_path}").pivot(index="image", columns="axis", values="value")
+    assert table.index.tolist() == [str(tmp_path / f"sdv2/0000{i}/samples/0000{1 - i}.png") for i in (0, 1)]
+    assert table.quality.tolist() == [3.5, 1] and table.realism.tolist() == [2.5, 1] and table.alignment.tolist() == [0.75, 0]
+
+
+def test_a_table_of_ones_own(tmp_path):
+    table = pd.DataFrame({"prompt": ["a", "a"], "image": ["1.png", "2.png"], "axis": "beauty", "value": [1, 2], "more": 0})
+    table.to_csv(tmp_path / "votes.csv", index=False)
+    assert votes.read(str(tmp_path / "votes.csv")).image.tolist() == [str(tmp_path / "1.png"), str(tmp_path / "2.png")]
+    table.drop(columns="axis").to_csv(tmp_path / "bad.csv", index=False)
+    with pytest.raises(ValueError, match=r"bad.csv has no column axis"):
+        votes.read(str(tmp_path / "bad.csv"))
+    with pytest.raises(ValueError, match="agiqa3k:folder"):
+        votes.read("agiqa4k:/somewhere")
+    for name in votes.READERS:
+        with pytest.raises(FileNotFoundError, match="is missing: it is a file of the published set"):
+            votes.read(f"{name}:{tmp_path}")
+
+
+def test_agreement_closed_forms():
+    """A score that orders as people do, one that does the opposite, one that is constant; equal values make no pair."""
+    table = pd.DataFrame(
+        {"prompt": np.repeat([f"p{i}" for i in range(20)], 4), "image": "", "axis": "a", "value": np.tile([1.0, 2, 3, 3], 20)}
+    )
+    table["value"] += np.repeat(np.arange(20) * 10, 4)
+    found = lambda score: votes.agreement(table.assign(score=score)).set_index("measure")["mean"]
+    right, wrong, flat = found(table.value**3), found(-table.value), found(1.0)
+    assert right.pairs == 1 and right.spearman == pytest.approx(1) and wrong.pairs == 0 and wrong.spearman == pytest.approx(-1)
+    assert flat.pairs == 0.5
+    assert np.isnan(flat.spearman) and np.isnan(flat.tau_c)
+    assert right.tau_c == pytest.approx(stats.kendalltau(table.value, table.value, variant="c").statistic)
+
+
+def test_agreement_covers_the_truth():
+    """Scores with noise: a pair of values 1 apart with noise of standard deviation 1 in the score is ordered with Phi(1 / sqrt 2)."""
+    rng, inside = np.random.default_rng(0), 0
+    for i in range(40):
+        value = np.tile([0.0, 1.0], 80)
+        table = pd.DataFrame(
+            {"prompt": np.repeat(np.arange(80), 2).astype(str), "axis": "a", "value": value, "score": value + rng.normal(size=160)}
+        )
+        row = votes.agreement(table, seed=i, resamples=60).set_index("measure").loc["pairs"]
+        inside += row.low <= stats.norm.cdf(1 / 2**0.5) <= row.high
+    assert inside >= 33 and row.n == 80
