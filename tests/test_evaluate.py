@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from icthp import evaluate, geneval, microworld, pictures
+from icthp import evaluate, geneval, microworld, pictures, scores
 from icthp.detector import Detector, detection, detector_loss, targets
 
 
@@ -50,6 +50,75 @@ def test_jpeg_bytes_grow_with_detail(scenes):
 def test_diversity_closed_form():
     features = torch.tensor([[1.0, 0], [0, 2.0], [1.0, 1], [3.0, 3], [5.0, 0]])
     assert evaluate.diversity(features, ["a", "a", "b", "b", "alone"]).tolist() == pytest.approx([1, 0], abs=1e-6)
+
+
+def test_vendi_closed_forms():
+    """All the same: 1. n orthogonal: n. Two orthogonal kinds in shares p and 1 - p: exp of that entropy."""
+    same, apart = torch.ones(4, 3), torch.eye(4)
+    features = torch.cat([same, apart[:, :3], torch.tensor([[1.0, 0, 0]] * 3 + [[0, 2.0, 0]])])
+    features[7] = torch.tensor([0.0, 0, 1])  # 4 rows of 3 directions: shares 1/4, 1/4, 1/2
+    found = evaluate.vendi(features, np.repeat(["same", "apart", "kinds"], 4))
+    entropy = lambda *p: np.exp(-sum(x * np.log(x) for x in p))
+    assert found.tolist() == pytest.approx([1, entropy(0.25, 0.25, 0.5), entropy(0.75, 0.25)], rel=1e-6)
+
+
+def test_statistics_of_known_pictures():
+    grey, red = torch.full((1, 3, 8, 8), 0.5), torch.zeros(1, 3, 8, 8)
+    red[:, 0] = 1
+    board = ((torch.arange(8)[:, None] + torch.arange(8)) % 2).float().expand(1, 3, 8, 8)
+    found = {k: v.tolist() for k, v in pictures.statistics(torch.cat([grey, red, board])).items()}
+    assert found["brightness"] == pytest.approx([0.5, 0.299, 0.5], abs=1e-6) and found["contrast"] == pytest.approx([0, 0, 0.5], abs=1e-6)
+    assert found["colourfulness"] == pytest.approx([0, 0.3 * (1 + 0.25) ** 0.5, 0], abs=1e-6)
+    assert found["sharpness"] == pytest.approx([0, 0, 16], abs=1e-5)  # the Laplacian is 4 or -4 everywhere
+
+
+def test_paired_differences():
+    """Equal scores: 0 and p 1. A difference on every one of ten prompts: the smallest p that sign flips can give, 2 / 2^10."""
+    a, prompts = np.arange(20.0), np.repeat(np.arange(10), 2)
+    assert evaluate.paired(a, a, prompts)["p"] == 1 and evaluate.paired(a, a)["mean"] == 0
+    found = evaluate.paired(a + 1 + 0.1 * (a % 3), a, prompts)
+    assert found["p"] == pytest.approx(2 / 2**10) and found["n"] == 10 and found["low"] > 1
+    rng = np.random.default_rng(0)
+    p = [evaluate.paired(rng.normal(size=30), rng.normal(size=30), resamples=500)["p"] for _ in range(200)]
+    assert 0.01 < np.mean(np.array(p) < 0.05) < 0.1  # as often as it says, where there is nothing
+
+
+def test_assess_measures_what_is_drawn(clip_folder):
+    """By a generator that draws each prompt's own scene: right where it draws it, wrong where it draws another colour."""
+    tasks = evaluate.micro_geneval(2, torch.Generator().manual_seed(0))
+    texts = [t["prompt"] for t in tasks[:5]]
+    scenes = lambda prompts: microworld.parse(prompts, torch.Generator().manual_seed(0))
+
+    def draw(prompts, k):
+        drawn = scenes(prompts)
+        colour = (drawn.latents["colour_a"] + 3) % 8
+        return microworld.render((drawn.replace(colour_a=colour, colour_b=colour) if wrong else drawn).at(0.2 * k))
+
+    class Eyes(Oracle):
+        """Told what was drawn by the prompts that it judges."""
+
+        @staticmethod
+        def look(pixels, tasks=None):
+            seen = {"richness": torch.zeros(len(pixels))}
+            if tasks:
+                drawn = scenes([t["prompt"] for t in tasks])
+                colour = (drawn.latents["colour_a"] + 3) % 8
+                found = truth(drawn.replace(colour_a=colour, colour_b=colour) if wrong else drawn)
+                seen["right"] = [geneval.check(f, t)[0] for f, t in zip(found, tasks)]
+            return seen
+
+    own = {"clip": scores.load("clip", f"local-dir:{clip_folder}")}
+    wrong = False
+    values, pixels = evaluate.assess(draw, texts, tasks * 2, own, Eyes.look)
+    assert pixels.shape == (5, 3, 64, 64) and values["geneval_mean"].mean() == 1 and len(values["geneval_mean"]) == 12
+    assert {"jpeg_kb", "richness", "score_clip", "diversity", "sharpness"} <= values.keys() and list(values["jpeg_kb"].index) == texts
+    assert values["jpeg_kb"].tolist() == (pictures.jpeg_bytes(pixels) / 1000).tolist() and len(values["vendi"]) == 1
+    wrong = True
+    values, _ = evaluate.assess(draw, texts, tasks[:5], own, Eyes.look)
+    means = {name: v.mean() for name, v in values.items() if name.startswith("geneval")}
+    assert means == {"geneval_single_object": 1, "geneval_two_object": 1, "geneval_counting": 1, "geneval_mean": 1}
+    values, _ = evaluate.assess(draw, texts, tasks[:3] + tasks[6:7], own, Eyes.look)
+    assert values["geneval_colors"].mean() == 0 and values["geneval_mean"].mean() == pytest.approx(2 / 3)  # the mean of the tasks' means
 
 
 # ---- the microworld's prompts -----------------------------------------------------------------------------------------

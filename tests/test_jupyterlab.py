@@ -101,9 +101,8 @@ def test_run_all_in_jupyterlab(lab, browser, tmp_path):
     pictures = [o for c in cells for o in c["outputs"] if "image/png" in o.get("data", {})]
     assert len(pictures) >= 6
     last = max(i for i, c in enumerate(cells) if any("image/png" in o.get("data", {}) for o in c["outputs"]))
-    browser.run(
-        f"{PANEL}.content.scrollToItem({PANEL}.content.widgets.indexOf({PANEL}.content.widgets.filter(w => w.model.type == 'code')[{last}]))"
-    )
+    drawn = f"{PANEL}.content.widgets.filter(w => w.model.type == 'code')[{last}]"
+    browser.run(f"{PANEL}.content.scrollToItem({PANEL}.content.widgets.indexOf({drawn}))")
     assert browser.wait("[...document.querySelectorAll('.jp-OutputArea-output img')].some(i => i.naturalWidth > 100)", 60)
     browser.screenshot(tmp_path / "lab.png")
     assert (tmp_path / "lab.png").stat().st_size > 20_000
