@@ -8,7 +8,7 @@ export DVC_NO_ANALYTICS := 1
 STORY := 01_scoring_paradox 02_pick_high 03_train_ict 04_train_hp 05_draft_k 06_evaluate 07_figures
 APPENDIX := A1_build_microworld A2_score_your_images A3_benchmarks A4_published_data
 
-.PHONY: repro test data lab bench study clean
+.PHONY: repro test data lab bench study site clean
 
 repro: .venv/ready  ## the paper at micro scale: every figure and table
 	dvc pull data.dvc
@@ -18,8 +18,8 @@ repro: .venv/ready  ## the paper at micro scale: every figure and table
 test: .venv/ready  ## style, units, the pipeline in a clone, then each notebook as it opens
 	rm -rf runs/smoke
 	dvc pull data.dvc
-	ruff check lib tests study notebooks
-	ruff format --check lib tests study
+	ruff check lib tests study docs notebooks
+	ruff format --check lib tests study docs
 	pytest tests
 	cd notebooks && pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:cacheprovider -q \
 		$(addsuffix .ipynb,$(STORY) $(APPENDIX))
@@ -41,8 +41,11 @@ study: .venv/ready  ## controls and tunings, three seeds each, into study/*.csv:
 bench: .venv/ready
 	python -m icthp.run notebooks/A3_benchmarks.ipynb bench
 
+site: .venv/ready  ## the README, the executed notebooks and the figures as HTML in site/
+	python docs/site.py
+
 clean:  ## forget all results; data/, the cache and .venv stay
-	rm -rf runs models figures
+	rm -rf runs models figures site
 
 .venv/ready: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib import pyplot as plt
 
@@ -28,4 +29,23 @@ def test_a_figure_is_the_same_file_each_time(tmp_path):
 
 def test_every_scorer_has_a_name_and_colours_differ():
     assert set(figures.COLOURS) <= set(figures.NAMES)
-    assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
+    assert len(set(figures.COLOURS.values())) == len(figures.COLOURS) == len(set(figures.MARKERS.values()))
+
+
+def test_a_table_is_written_in_three_formats(tmp_path):
+    frame = pd.DataFrame({"a_b": ["0.5 [0.4, 0.6]", None], "c %": [1, 2]}, index=["CLIP", "I2 > I1"])
+    figures.table(frame, "t", tmp_path, "What it says.")
+    assert pd.read_csv(tmp_path / "t.csv", index_col=0).loc["CLIP", "a_b"] == "0.5 [0.4, 0.6]"
+    lines = (tmp_path / "t.md").read_text().splitlines()
+    assert lines[0] == "What it says." and lines[-1].replace(" ", "") == "|I2>I1||2|"
+    latex = (tmp_path / "t.tex").read_text()
+    assert r"a\_b & c \%" in latex and r"\toprule" in latex and "nan" not in latex.lower() and r"\caption{What it says.}" in latex
+
+
+def test_a_forest_reads_from_top_to_bottom():
+    rows = pd.DataFrame({"mean": [0.1, 0.9], "low": [0.0, 0.8], "high": [0.2, 1.0]})
+    figure, axis = plt.subplots()
+    figures.forest(axis, rows, ["first", "second"], "t", ["r", "b"])
+    assert dict(zip([t.get_text() for t in axis.get_yticklabels()], axis.get_yticks())) == {"first": 1, "second": 0}
+    assert axis.collections[-1].get_offsets().tolist() == [[0.1, 1], [0.9, 0]]
+    plt.close(figure)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -61,12 +62,19 @@ def test_the_pipeline_runs_to_the_end_after_a_kill_and_then_does_nothing(clone):
     shell("dvc repro", clone)
     assert "up to date" in shell("dvc repro", clone) and "Running stage" not in shell("dvc repro", clone)
 
-    assert len(list((clone / "figures").glob("*.png"))) >= 5
+    for suffix in ("png", "pdf"):
+        assert len(list((clone / "figures").glob(f"*.{suffix}"))) >= 18
+    assert len(list((clone / "figures").glob("*.tex"))) == len(list((clone / "figures").glob("*.md"))) == 5
     metrics = json.loads((clone / "runs/evaluate/metrics.json").read_text())
     assert {"clip_plain_i2_i1_acc", "icthp_geneval_mean", "base_single_object_right"} <= metrics.keys()
     for reward in ("clip", "ict", "hp", "icthp"):
         assert "reward_gain_low" in json.loads((clone / f"models/draft/{reward}/metrics.json").read_text())
-    assert "runs/paradox/metrics.json" in shell("dvc metrics show --md", clone)
+    assert "runs/evaluate/summary.json" in shell("dvc metrics show --md", clone)
+    site = shell("python docs/site.py", clone)
+    pages = {p.name for p in (clone / "site").glob("*.html")}
+    assert {"index.html", "01_scoring_paradox.html", "05_draft_k-clip.html", "07_figures.html"} <= pages, site
+    links = re.findall(r'href="([^"#:]+\.html)"|src="([^":]+\.png)"', (clone / "site/index.html").read_text())
+    assert len(links) > 20 and all((clone / "site" / (page or picture)).exists() for page, picture in links)
 
     path = clone / "notebooks/01_scoring_paradox.ipynb"  # as JupyterLab leaves it: run, saved with outputs
     notebook = nbformat.read(path, 4)

@@ -12,6 +12,7 @@ from PIL import Image
 COLOURS = dict(zip(("clip", "pickscore", "ict", "hp", "icthp", "base", "jpeg"), sns.color_palette("colorblind", 7).as_hex())) | {
     "ict_text": "0.45"
 }
+MARKERS = dict(zip(COLOURS, "osD^vXP*"))  # so that lines stay apart in grey
 NAMES = {"clip": "CLIP", "pickscore": "PickScore", "ict": "ICT", "hp": "HP", "icthp": "ICT-HP", "base": "untuned", "jpeg": "JPEG",
          "imagereward": "ImageReward", "random": "random", "ict_text": "ICT's text tower"}  # fmt: skip
 
@@ -36,6 +37,27 @@ def save(figure, name: str, folder="figures") -> Path:
 def dots(axis, x, rows, **kwargs) -> None:
     """Means with their intervals over x, from a frame with the columns mean, low and high (evaluate.interval)."""
     axis.errorbar(x, rows["mean"], [rows["mean"] - rows["low"], rows["high"] - rows["mean"]], **({"fmt": "o", "ms": 4} | kwargs))
+
+
+def table(frame, name: str, folder="figures", caption: str = "") -> None:
+    """folder/name.csv, .md and .tex (booktabs) of a frame; numbers as they are rounded in it."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(folder / f"{name}.csv")
+    (folder / f"{name}.md").write_text((f"{caption}\n\n" if caption else "") + frame.fillna("").to_markdown() + "\n")
+    escaped = frame.map(str, na_action="ignore").rename(index=str, columns=str)
+    latex = escaped.to_latex(na_rep="", escape=True, caption=caption or None, label=f"tab:{name}")
+    (folder / f"{name}.tex").write_text(latex)
+
+
+def forest(axis, rows, labels, title: str, palette) -> None:
+    """One line a row of a frame with mean, low and high, from top to bottom."""
+    at = np.arange(len(rows))[::-1]
+    axis.errorbar(rows["mean"], at, xerr=[rows["mean"] - rows["low"], rows["high"] - rows["mean"]], fmt="none", ecolor="0.5")
+    axis.scatter(rows["mean"], at, color=palette, s=25, zorder=3)
+    axis.set_yticks(at, labels)
+    axis.set_ylim(-0.6, len(rows) - 0.4)
+    axis.set_title(title, fontsize=9)
 
 
 def show(pixels: torch.Tensor, titles=None, columns: int = 8, rows=None, heads=None, width: float = 1.5):
