@@ -20,7 +20,7 @@ test: .venv/ready  ## style, units, the pipeline in a clone, then each notebook 
 	dvc pull data.dvc
 	ruff check lib tests study docs notebooks
 	ruff format --check lib tests study docs
-	pytest tests
+	pytest -n 2 --dist loadfile tests
 	cd notebooks && pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:cacheprovider -q \
 		$(addsuffix .ipynb,$(STORY) $(APPENDIX))
 
