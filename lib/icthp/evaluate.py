@@ -71,7 +71,8 @@ def assess(draw, prompts: list[str], tasks: list[dict], scorers: dict, look) -> 
     rows["right"] = list(look(draw([t["prompt"] for t in tasks], 0), tasks)["right"])
     right = rows.groupby(["tag", "prompt"], sort=False).right.mean()  # pictures of one prompt are one draw
     values = {f"geneval_{task}": part.droplevel("tag") for task, part in right.groupby(level="tag", sort=False)}
-    values["geneval_mean"] = right.mul(len(right) / len(values) / right.groupby(level="tag").transform("size")).droplevel("tag")
+    values["geneval_mean"] = right.mul(len(right) / len(values) / right.groupby(level="tag").transform("size"))
+    values["geneval_mean"].index = right.index.map(": ".join)  # two tasks may ask the same prompt
     pixels, again = draw(prompts, 1), draw(prompts, 2)
     per_picture = {"jpeg_kb": pictures.jpeg_bytes(pixels) / 1000} | pictures.statistics(pixels)
     per_picture |= {name: v for name, v in look(pixels, None).items() if name != "right"}
