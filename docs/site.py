@@ -31,9 +31,9 @@ def notebooks(runs: Path, out: Path) -> list[str]:
 def index(readme: str, names: list[str], figures: list[str]) -> str:
     """The README with links to the pages instead of the notebooks, then what was executed, then the figures."""
     first = {name.partition("-")[0]: name for name in reversed(names)}
-    page = lambda match: f"({first[match[1]]}.html)" if match[1] in first else "(#notebooks-as-they-ran)"
+    page = lambda match: f"({first[match[1]]}.html)" if match[1] in first else "(#Executed)"
     text = re.sub(r"\(notebooks/(\w+)\.ipynb\)", page, readme)
-    text += "\n\n## Notebooks, as they ran\n\n" + "".join(f"- [{name}]({name}.html)\n" for name in names)
+    text += "\n\n## Executed\n\n" + "".join(f"- [{name}]({name}.html)\n" for name in names)
     text += "\n## Figures\n\n" + "".join(f"![{name}](figures/{name})\n\n" for name in figures)
     return PAGE.format(title="icthp", body=markdown2html(text))
 

@@ -110,15 +110,17 @@ def test_assess_measures_what_is_drawn(clip_folder):
     own = {"clip": scores.load("clip", f"local-dir:{clip_folder}")}
     wrong = False
     values, pixels = evaluate.assess(draw, texts, tasks * 2, own, Eyes.look)
-    assert pixels.shape == (5, 3, 64, 64) and values["geneval_mean"].mean() == 1 and len(values["geneval_mean"]) == 12
+    assert pixels.shape == (5, 3, 64, 64) and values["geneval_mean"].mean() == pytest.approx(1) and len(values["geneval_mean"]) == 12
     assert {"jpeg_kb", "richness", "score_clip", "diversity", "sharpness"} <= values.keys() and list(values["jpeg_kb"].index) == texts
     assert values["jpeg_kb"].tolist() == (pictures.jpeg_bytes(pixels) / 1000).tolist() and len(values["vendi"]) == 1
     wrong = True
     values, _ = evaluate.assess(draw, texts, tasks[:5], own, Eyes.look)
     means = {name: v.mean() for name, v in values.items() if name.startswith("geneval")}
-    assert means == {"geneval_single_object": 1, "geneval_two_object": 1, "geneval_counting": 1, "geneval_mean": 1}
+    assert means == pytest.approx({"geneval_single_object": 1, "geneval_two_object": 1, "geneval_counting": 1, "geneval_mean": 1})
     values, _ = evaluate.assess(draw, texts, tasks[:3] + tasks[6:7], own, Eyes.look)
     assert values["geneval_colors"].mean() == 0 and values["geneval_mean"].mean() == pytest.approx(2 / 3)  # the mean of the tasks' means
+    certain = evaluate.interval(values["geneval_mean"])  # each task is all right or all wrong: nothing varies within
+    assert certain["low"] == pytest.approx(2 / 3) == pytest.approx(certain["high"])
 
 
 # ---- the microworld's prompts -----------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def folder(tmp_path):
 @pytest.fixture
 def loaded(clip_folder):
     source = f"local-dir:{clip_folder}"
-    return {"clip": (scores.load("clip", source), source), "jpeg": (scores.load("jpeg"), "")}
+    return {"clip": scores.load("clip", source), "jpeg": scores.load("jpeg")}
 
 
 def with_prompts(folder):
@@ -44,9 +44,9 @@ def test_every_score_is_the_scorers_own(folder, loaded, tmp_path):
     assert table["clip"].isna().tolist() == [False, True, False, False, True, True]
     for _, row in table[:5].iterrows():
         pixels = pictures.to_pixels(row.image)[None]
-        assert row.jpeg == pytest.approx(loaded["jpeg"][0].score(pixels).item(), rel=1e-6)
+        assert row.jpeg == pytest.approx(loaded["jpeg"].score(pixels).item(), rel=1e-6)
         if isinstance(row.prompt, str):
-            assert row["clip"] == pytest.approx(loaded["clip"][0].score(pixels, [row.prompt]).item(), abs=2e-3)  # resized as bytes
+            assert row["clip"] == pytest.approx(loaded["clip"].score(pixels, [row.prompt]).item(), abs=2e-3)  # resized as bytes
 
 
 def test_an_interrupted_run_scores_no_picture_twice(folder, loaded, tmp_path, monkeypatch):
@@ -69,8 +69,14 @@ def test_an_interrupted_run_scores_no_picture_twice(folder, loaded, tmp_path, mo
     Image.new("RGB", (8, 8)).save(folder / "0.png")  # another picture under the same name, another prompt, other weights
     assert gallery.score(loaded, table, tmp_path / "store", shard=2).jpeg[0] != whole.jpeg[0] and len(calls) == 5
     gallery.score(loaded, table.assign(prompt="a green heart"), tmp_path / "store", shard=6)
-    gallery.score({"jpeg": (loaded["jpeg"][0], "other")}, table, tmp_path / "store", shard=6)
+    gallery.score({"jpeg": loaded["jpeg"]}, table, tmp_path / "store", shard=6)
     assert len(calls) == 7
+    whole = gallery.score(loaded, table, tmp_path / "store", shard=6)
+    loaded["clip"].model.text_projection.data += 0.1  # trained anew, in the same folder
+    again = gallery.score(loaded, whole, tmp_path / "store", shard=6)  # a table that has been scored before
+    assert len(calls) == 9 and list(again) == list(whole) and again["clip"][0] != whole["clip"][0] and again.jpeg.equals(whole.jpeg)
+    with pytest.raises(ValueError, match="no picture"):
+        gallery.score(loaded, table[:0], tmp_path / "store")
 
 
 def test_sources(folder, tmp_path):

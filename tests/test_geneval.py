@@ -218,12 +218,13 @@ def test_colours_are_read_inside_the_mask(clip_folder):
 
 
 def test_a_folder_in_its_layout_comes_back_and_is_judged(tmp_path, mask2former, clip_folder):
-    rows = [ask("single_object", {"class": "person", "count": 1}) | {"prompt": "a person"}, THREE | {"prompt": "three circles"}]
+    CARS = ask("counting", {"class": "computer mouse", "count": 30})
+    rows = [ask("single_object", {"class": "person", "count": 1}) | {"prompt": "a person"}, CARS | {"prompt": "three mice"}]
     geneval.write_folder(tmp_path / "drawn", [picture(i) for i in range(4)], [rows[0], rows[1], rows[0], rows[1]])
     (tmp_path / "drawn/00000/samples/grid.png").write_bytes(b"not one of the pictures")
     table = geneval.read_folder(tmp_path / "drawn")
     assert [p[-23:] for p in table.image] == [f"0000{i}/samples/0000{j}.png" for i in (0, 1) for j in (0, 1)]
-    assert table.prompt.tolist() == ["a person"] * 2 + ["three circles"] * 2 and table.metadata[3] == rows[1]
+    assert table.prompt.tolist() == ["a person"] * 2 + ["three mice"] * 2 and table.metadata[3] == rows[1]
     colours = geneval.ClipColours(scores.load("clip", f"local-dir:{clip_folder}"))
     results = geneval.evaluate_folder(tmp_path / "drawn", geneval.Mask2Former(mask2former), colours)
     assert list(results) == ["filename", "tag", "prompt", "correct", "reason", "metadata", "details"]
@@ -236,6 +237,7 @@ def test_a_detector_that_sees_fulfils_the_prompt(tmp_path):
     """From detections to the result's row: a low score does not count, a colour is asked of the picture."""
 
     class Eyes:
+        labels = {0: "circle", 1: "star"}
         detect = staticmethod(lambda image: [at("circle", score=0.5), at("star", score=0.2)])
 
     asked = ask("colors", ONE | {"color": "red"})
@@ -243,6 +245,8 @@ def test_a_detector_that_sees_fulfils_the_prompt(tmp_path):
     assert row["correct"] and json.loads(row["details"]) == {"circle": [[-10.0, -10.0, 10.0, 10.0, 0.5]]}
     assert not geneval.evaluate(picture(), asked, Eyes, lambda image, objects, label: ["blue"])["correct"]
     assert geneval.evaluate(picture(), ask("two_object", ONE, STAR), Eyes, len)["reason"] == "0 of 1 star"
+    with pytest.raises(ValueError, match="knows no sofa; it knows circle, star"):
+        geneval.evaluate(picture(), ask("single_object", {"class": "sofa", "count": 1}), Eyes, len)
 
 
 def test_bad_files_are_named(tmp_path):

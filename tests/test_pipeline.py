@@ -70,6 +70,12 @@ def test_the_pipeline_runs_to_the_end_after_a_kill_and_then_does_nothing(clone):
     for reward in ("clip", "ict", "hp", "icthp"):
         assert "reward_gain_low" in json.loads((clone / f"models/draft/{reward}/metrics.json").read_text())
     assert "runs/evaluate/summary.json" in shell("dvc metrics show --md", clone)
+    shell("git add -A && git -c user.name=a -c user.email=a@b commit -qm run", clone)
+    (clone / "runs/evaluate/summary.json").write_text(
+        json.dumps(json.loads((clone / "runs/evaluate/summary.json").read_text()) | {"base_jpeg_kb": 0})
+    )
+    assert "base_jpeg_kb" in shell("dvc metrics diff", clone)
+    shell("dvc checkout -f runs/evaluate/summary.json", clone)
     site = shell("python docs/site.py", clone)
     pages = {p.name for p in (clone / "site").glob("*.html")}
     assert {"index.html", "01_scoring_paradox.html", "05_draft_k-clip.html", "07_figures.html"} <= pages, site

@@ -86,7 +86,12 @@ def test_a_table_of_ones_own(tmp_path):
 def test_agreement_closed_forms():
     """A score that orders as people do, one that does the opposite, one that is constant; equal values make no pair."""
     table = pd.DataFrame(
-        {"prompt": np.repeat([f"p{i}" for i in range(20)], 4), "image": "", "axis": "a", "value": np.tile([1.0, 2, 3, 3], 20)}
+        {
+            "prompt": np.repeat([f"p{i}" for i in range(20)], 4),
+            "image": np.arange(80).astype(str),
+            "axis": "a",
+            "value": np.tile([1.0, 2, 3, 3], 20),
+        }
     )
     table["value"] += np.repeat(np.arange(20) * 10, 4)
     found = lambda score: votes.agreement(table.assign(score=score)).set_index("measure")["mean"]
@@ -97,13 +102,28 @@ def test_agreement_closed_forms():
     assert right.tau_c == pytest.approx(stats.kendalltau(table.value, table.value, variant="c").statistic)
 
 
+def test_a_picture_is_no_pair_with_itself():
+    """Three judges each for three pictures; a score that orders the pictures as their means do is always right."""
+    table = pd.DataFrame({"prompt": "p", "image": np.repeat(["a", "b", "c"], 3), "axis": "x", "value": [1, 2, 1, 2, 3, 2, 4, 3, 4]})
+    table = pd.concat([table, table.assign(prompt="q")]).assign(score=lambda t: t.image.map({"a": 0.1, "b": 0.2, "c": 0.3}))
+    assert votes.agreement(table).set_index("measure")["mean"].pairs == 1
+    with pytest.raises(ValueError, match="no picture has both"):
+        votes.agreement(table.assign(score=np.nan))
+
+
 def test_agreement_covers_the_truth():
     """Scores with noise: a pair of values 1 apart with noise of standard deviation 1 in the score is ordered with Phi(1 / sqrt 2)."""
     rng, inside = np.random.default_rng(0), 0
     for i in range(40):
         value = np.tile([0.0, 1.0], 80)
         table = pd.DataFrame(
-            {"prompt": np.repeat(np.arange(80), 2).astype(str), "axis": "a", "value": value, "score": value + rng.normal(size=160)}
+            {
+                "prompt": np.repeat(np.arange(80), 2).astype(str),
+                "image": np.arange(160),
+                "axis": "a",
+                "value": value,
+                "score": value + rng.normal(size=160),
+            }
         )
         row = votes.agreement(table, seed=i, resamples=60).set_index("measure").loc["pairs"]
         inside += row.low <= stats.norm.cdf(1 / 2**0.5) <= row.high

@@ -25,7 +25,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
-from icthp.hub import atomic
+from icthp.hub import atomic, fingerprint
 from icthp.loop import batch_indices, fit
 from icthp.pictures import encode as encode_pictures
 from icthp.pictures import jpeg_bytes
@@ -134,12 +134,6 @@ def generate(
             if base_steps:
                 pipe.transformer.enable_adapters()
     return torch.cat(out)
-
-
-def fingerprint(model: torch.nn.Module) -> str:
-    """A digest of a model's weights by two sums of each tensor: other weights, another digest."""
-    sums = [(name, p.double().sum().item(), p.double().square().sum().item()) for name, p in model.state_dict().items()]
-    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
 
 def generate_shards(
@@ -267,9 +261,9 @@ def dpo_step(
     size: int | None = None,
     decode_batch: int = 16,
 ) -> RewardStep:
-    """A step with the arguments of `draft_step` that asks the reward for an order only, never for a gradient: two pictures of each
-    prompt by the tuned transformer, of which the one with the higher reward is preferred; adds the gradient of `dpo_loss`. Pairs
-    with a reward that is not finite are left out; FloatingPointError where none is left."""
+    """`draft_step`'s twin that asks the reward for an order only, never for a gradient: two pictures of each prompt by the tuned
+    transformer, without guidance, of which the one with the higher reward is preferred; adds the gradient of `dpo_loss`. Pairs with a
+    reward that is not finite are left out, equal ones have no gradient; FloatingPointError where no pair is left."""
     transformer, sigmas, b = pipe.transformer, _sigmas(pipe, steps).tolist(), len(pooled)
     told, rows = (prompt_embeds.repeat(2, 1, 1), pooled.repeat(2, 1)), torch.arange(b, device=transformer.device).repeat(2)
     x = torch.cat([_noise(pipe, b, size, generator) for _ in range(2)])
@@ -283,9 +277,9 @@ def dpo_step(
     if not kept.any():
         raise FloatingPointError(f"no pair of this batch has finite rewards; they are {rewards.tolist()}")
     order = (one >= two)[:, None, None, None]
-    won, lost = (torch.where(choice, *x.chunk(2))[kept] for choice in (order, ~order))
-    noise = generator[0] if isinstance(generator, list) else generator
-    dpo_loss(pipe, prompt_embeds[kept], pooled[kept], won, lost, beta=beta, generator=noise).backward()
+    won, lost = (torch.where(choice, *x.chunk(2)) for choice in (order, ~order))
+    loss = dpo_loss(pipe, prompt_embeds, pooled, won, lost, beta=beta, generator=generator, weights=(kept & (one != two)) / kept.sum())
+    loss.backward()
     return RewardStep(rewards, pixels, kept.repeat(2))
 
 
@@ -297,16 +291,19 @@ def dpo_loss(
     lost: Tensor,
     *,
     beta: float,
-    generator: torch.Generator,
+    generator: torch.Generator | list[torch.Generator],
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Diffusion-DPO (arXiv 2311.12908) for flow matching: the other way to tune on preferences, without a reward's gradient.
 
     won, lost (b, c, h, w): `latents` of the better and the worse picture of each prompt. -log sigmoid(-beta / 2 * (the winner's
-    squared velocity error, less the untuned transformer's, less the same of the loser)), the mean over b; errors are means over
-    a picture, both pictures get one noise and one level, drawn as the sampler's own are spread. A scalar with its graph."""
+    squared velocity error, less the untuned transformer's, less the same of the loser)), the mean over b, or with `weights` (b,) the sum;
+    errors are means over a picture, both pictures get one noise and one level, drawn as the sampler's own are spread. generator:
+    one, or one a pair. A scalar with its graph."""
     b, device, transformer = len(won), won.device, pipe.transformer
-    noise = torch.randn(won.shape, generator=generator, device=generator.device).to(device)
-    level, shift = torch.rand(b, generator=generator, device=generator.device).to(device), pipe.scheduler.config.shift
+    noise, shift = randn_tensor(won.shape, generator=generator, device=device), pipe.scheduler.config.shift
+    draw = lambda count, own: torch.rand(count, generator=own, device=own.device).to(device)
+    level = torch.cat([draw(1, own) for own in generator]) if isinstance(generator, list) else draw(b, generator)
     sigma = (shift * level / (1 + (shift - 1) * level)).repeat(2)
     clean, noise = torch.cat([won, lost]), noise.repeat(2, 1, 1, 1)
     x, told = torch.lerp(clean, noise, sigma[:, None, None, None]), [p.repeat(2, *[1] * (p.ndim - 1)) for p in (prompt_embeds, pooled)]
@@ -314,7 +311,8 @@ def dpo_loss(
     with torch.no_grad(), without_lora(transformer):
         base = error()
     better, worse = (error() - base).chunk(2)
-    return -torch.nn.functional.logsigmoid(-beta / 2 * (better - worse)).mean()
+    losses = -torch.nn.functional.logsigmoid(-beta / 2 * (better - worse))
+    return losses.mean() if weights is None else (losses * weights).sum()
 
 
 def tune(
@@ -332,7 +330,8 @@ def tune(
 
     reward(pixels (m, 3, h, w) in [0, 1], m prompts) -> (m,), higher is better: a scorer's `score`, say. update: `draft_step` or `dpo_step`
     with its options, as in partial(draft_step, steps=28, k=1). batch: prompts a step over all processes, of which each takes its
-    part; the noise of a picture depends on seed, step and its place in the batch alone. options: fit's (steps, lr, checkpoint, ...).
+    part; the noise of a picture depends on seed, step and its place in the batch alone (where rewards are not finite, each process takes
+    the mean over its own). options: fit's (steps, lr, checkpoint, ...).
     Raises ValueError for a batch that the processes cannot share.
     """
     state = PartialState(cpu=pipe.device.type == "cpu")

@@ -64,14 +64,18 @@ def vendi(features: Tensor, groups) -> Tensor:
 def assess(draw, prompts: list[str], tasks: list[dict], scorers: dict, look) -> tuple[dict[str, pd.Series], Tensor]:
     """What a generator is worth: {measure: one value a prompt}, and its pictures of the prompts (n, 3, h, w).
 
-    draw(prompts, k) -> pixels, from the k-th noise. tasks: GenEval's metadata, a picture each; look(pixels, tasks) -> {measure: a value a
-    picture}, among them "right". scorers: by name; "clip" also measures diversity, between two pictures of a prompt and, as
-    Vendi score, among groups of eight prompts. geneval_mean is the mean of the tasks' means, as GenEval has it."""
+    draw(prompts, k) -> pixels, from the k-th noise. tasks: GenEval's metadata, a picture each, drawn 256 at once; look(pixels,
+    tasks) -> {measure: a value a picture}, among them "right". scorers: by name; "clip" also measures diversity, between two
+    pictures of a prompt and, as Vendi score, among each eight prompts. geneval_mean is the mean of the tasks' means, as GenEval has
+    it; its values vary as much as they do within the tasks, so that an interval over them is that of fixed tasks."""
     rows = pd.DataFrame({"tag": [t["tag"] for t in tasks], "prompt": [t["prompt"] for t in tasks]})
-    rows["right"] = list(look(draw([t["prompt"] for t in tasks], 0), tasks)["right"])
+    parts = [tasks[i : i + 256] for i in range(0, len(tasks), 256)]
+    rows["right"] = [right for part in parts for right in look(draw([t["prompt"] for t in part], 0), part)["right"]]
     right = rows.groupby(["tag", "prompt"], sort=False).right.mean()  # pictures of one prompt are one draw
     values = {f"geneval_{task}": part.droplevel("tag") for task, part in right.groupby(level="tag", sort=False)}
-    values["geneval_mean"] = right.mul(len(right) / len(values) / right.groupby(level="tag").transform("size"))
+    by_task = right.groupby(level="tag")
+    weight = len(right) / len(values) / by_task.transform("size")
+    values["geneval_mean"] = (right - by_task.transform("mean")) * weight + by_task.mean().mean()
     values["geneval_mean"].index = right.index.map(": ".join)  # two tasks may ask the same prompt
     pixels, again = draw(prompts, 1), draw(prompts, 2)
     per_picture = {"jpeg_kb": pictures.jpeg_bytes(pixels) / 1000} | pictures.statistics(pixels)
@@ -82,7 +86,8 @@ def assess(draw, prompts: list[str], tasks: list[dict], scorers: dict, look) -> 
         torch.cat([scorers["clip"].image_features(p.to(scorers["clip"].device)).cpu() for p in x.split(64)]) for x in (pixels, again)
     )
     values["diversity"] = pd.Series(diversity(torch.cat([one, two]), list(range(len(one))) * 2).numpy(), prompts)
-    values["vendi"] = pd.Series(vendi(one, np.arange(len(one)) // 8).numpy())
+    whole = max(len(one) // 8 * 8, min(len(one), 8))  # a last, shorter group could not reach eight
+    values["vendi"] = pd.Series(vendi(one[:whole], np.arange(whole) // 8).numpy())
     return values, pixels
 
 

@@ -44,7 +44,7 @@ def table(frame, name: str, folder="figures", caption: str = "") -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     frame.to_csv(folder / f"{name}.csv")
-    (folder / f"{name}.md").write_text((f"{caption}\n\n" if caption else "") + frame.fillna("").to_markdown() + "\n")
+    (folder / f"{name}.md").write_text((f"{caption}\n\n" if caption else "") + frame.fillna("").to_markdown(disable_numparse=True) + "\n")
     escaped = frame.map(str, na_action="ignore").rename(index=str, columns=str)
     latex = escaped.to_latex(na_rep="", escape=True, caption=caption or None, label=f"tab:{name}")
     (folder / f"{name}.tex").write_text(latex)

@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from icthp import geneval, pictures
-from icthp.hub import atomic
+from icthp.hub import atomic, fingerprint
 
 ACROSS = "compares any pictures"
 WITHIN = "compares pictures of one prompt, not of different ones"
@@ -51,22 +51,25 @@ def _dataset(name: str, split: str, folder: Path) -> pd.DataFrame:
 
 def score(scorers: dict, table: pd.DataFrame, store, shard: int = 64) -> pd.DataFrame:
     """The table with `error`, why a picture cannot be read, and a column a scorer, empty where there is an error or no prompt for a
-    scorer that needs one. scorers: name -> (scorer, whatever tells its weights apart, a source say). Each `shard` rows are kept under
-    `store` as soon as they are scored, and read from there when the same files, prompts and scorers come again."""
-    parts = []
+    scorer that needs one. scorers: by name. Each `shard` rows are kept under `store` as soon as they are scored, and read from there
+    when the same files, prompts and scorers, of the same weights, come again. ValueError for an empty table."""
+    if not len(table):
+        raise ValueError("there is no picture to score")
+    table, parts = table.drop(columns=["error", *scorers], errors="ignore"), []
+    weights = {name: [type(scorer).__name__, fingerprint(scorer)] for name, scorer in scorers.items()}
     for first in tqdm(range(0, len(table), shard), desc="scoring", unit_scale=shard, unit="pictures"):
         rows = table.iloc[first : first + shard].reset_index(drop=True)
-        file = Path(store) / f"{_digest(rows, scorers)}.parquet"
+        file = Path(store) / f"{_digest(rows, weights)}.parquet"
         if not file.exists():
-            atomic(file, _scored({name: scorer for name, (scorer, _) in scorers.items()}, rows).to_parquet)
+            atomic(file, _scored(scorers, rows).to_parquet)
         parts.append(pd.read_parquet(file))
     return pd.concat([table.reset_index(drop=True), pd.concat(parts, ignore_index=True)], axis=1)
 
 
-def _digest(rows: pd.DataFrame, scorers: dict) -> str:
+def _digest(rows: pd.DataFrame, weights: dict) -> str:
     state = lambda p: (p, *((s := Path(p).stat()).st_size, s.st_mtime_ns)) if Path(p).exists() else (p,)
     told = [[*state(image), prompt] for image, prompt in rows[["image", "prompt"]].itertuples(index=False)]
-    return hashlib.sha256(json.dumps([told, [[n, str(s)] for n, (_, s) in scorers.items()]]).encode()).hexdigest()[:20]
+    return hashlib.sha256(json.dumps([told, weights]).encode()).hexdigest()[:20]
 
 
 @torch.no_grad()
@@ -92,7 +95,7 @@ def _scored(scorers: dict, rows: pd.DataFrame) -> pd.DataFrame:
 
 def summary(scorers: dict, table: pd.DataFrame) -> pd.DataFrame:
     """A row a scorer: what its number is, what it compares, and what was seen of it. scorers: as in `score`."""
-    said = {name: {"number": s.unit, "compares": WITHIN if s.needs_prompt else ACROSS} for name, (s, _) in scorers.items()}
+    said = {name: {"number": s.unit, "compares": WITHIN if s.needs_prompt else ACROSS} for name, s in scorers.items()}
     seen = table[list(scorers)].agg(["count", "min", "median", "max"]).T
     return pd.DataFrame(said).T.join(seen)
 

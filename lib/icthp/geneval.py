@@ -92,18 +92,19 @@ class Mask2Former:
     def __init__(self, source: str = "facebook/mask2former-swin-small-coco-instance", device="cpu"):
         self.processor = AutoImageProcessor.from_pretrained(source)
         self.model = Mask2FormerForUniversalSegmentation.from_pretrained(source).eval().to(device)
+        self.labels = {i: COCO.get(name, name) for i, name in self.model.config.id2label.items()}
 
     @torch.no_grad()
     def detect(self, picture: Image.Image, threshold: float = 0.3) -> list[Detection]:
         """The objects of an RGB picture, boxes in pixels around their masks."""
         out = self.model(**self.processor(picture, return_tensors="pt").to(self.model.device))
-        size, names = picture.size[::-1], self.model.config.id2label
+        size = picture.size[::-1]
         result = self.processor.post_process_instance_segmentation(out, threshold, target_sizes=[size], return_binary_maps=True)[0]
         found = []
         for segment, mask in zip(result["segments_info"], result["segmentation"]):
-            mask, name = mask.cpu().numpy() > 0.5, names[segment["label_id"]]
+            mask = mask.cpu().numpy() > 0.5
             (top, bottom), (left, right) = (edge.nonzero()[0][[0, -1]].tolist() for edge in (mask.any(1), mask.any(0)))
-            found.append(Detection(COCO.get(name, name), segment["score"], (left, top, right + 1, bottom + 1), mask=mask))
+            found.append(Detection(self.labels[segment["label_id"]], segment["score"], (left, top, right + 1, bottom + 1), mask=mask))
         return found
 
 
@@ -145,7 +146,11 @@ class Judge:
 
 
 def evaluate(picture: Image.Image, metadata: dict, detector, colours: ClipColours) -> dict:
-    """One picture by GenEval's own pipeline -> a row of its results file, without the filename."""
+    """One picture by GenEval's own pipeline -> a row of its results file, without the filename. ValueError for a class that the
+    detector does not know by that name."""
+    unknown = {want["class"] for want in metadata["include"]} - set(detector.labels.values())
+    if unknown:
+        raise ValueError(f"the detector knows no {', '.join(sorted(unknown))}; it knows {', '.join(sorted(detector.labels.values()))}")
     found = usable(detector.detect(picture), metadata)
     correct, reason = check(found, metadata, partial(colours, picture))
     boxes = {name: [[*d.box, d.score] for d in found if d.label == name] for name in {d.label: 0 for d in found}}

@@ -144,6 +144,9 @@ def jpeg_bytes(pixels: Tensor, quality: int = 95) -> Tensor:
 def statistics(pixels: Tensor) -> dict[str, Tensor]:
     """(b, 3, h, w) in [0, 1] -> (b,) each: brightness, the mean grey; contrast, its standard deviation; colourfulness (Hasler and
     Suesstrunk 2003, on [0, 1]); sharpness, the variance of the grey's Laplacian; all in float32."""
+    if len(pixels) > 64:
+        parts = [statistics(part) for part in pixels.split(64)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     r, g, b = pixels.detach().float().unbind(1)
     grey = 0.299 * r + 0.587 * g + 0.114 * b
     opponents = torch.stack([r - g, (r + g) / 2 - b], 1).flatten(2)

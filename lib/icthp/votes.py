@@ -108,11 +108,15 @@ def _confirmed(answer: dict, metadata: dict) -> float:
 def agreement(table: pd.DataFrame, score: str = "score", resamples: int = 200, seed: int = 0) -> pd.DataFrame:
     """How far the column `score` agrees with `value`, a row an axis and measure, with 95 % bootstrap intervals over prompts and the number
     of prompts: `pairs`, the share of pairs of pictures of one prompt that it orders as people do (ties of the score count half, pairs
-    that people call equal are left out); `spearman`; `tau_c`, Kendall's tau-c as in CLIPScore (over all pictures)."""
-    rows = []
-    for axis, part in table.dropna(subset=[score, "value"]).groupby("axis", sort=False):
+    that people call equal are left out, a picture counts by the mean of its judgements); `spearman`; `tau_c`, Kendall's tau-c over
+    all judgements, as in CLIPScore. ValueError where nothing has both a score and a value."""
+    rows, table = [], table.dropna(subset=[score, "value"])
+    if not len(table):
+        raise ValueError(f"no picture has both a value and a number in the column {score}")
+    for axis, part in table.groupby("axis", sort=False):
         by_prompt = [p[[score, "value"]].to_numpy(float) for _, p in part.groupby("prompt", sort=False)]
-        right = [_ordered(values) for values in by_prompt]
+        pictures = part.groupby(["prompt", "image"], sort=False)[[score, "value"]].mean()  # several people may have judged one
+        right = [_ordered(p.to_numpy(float)) for _, p in pictures.groupby(level="prompt", sort=False)]
         measures = {
             "pairs": lambda chosen, right=right: _mean([right[i] for i in chosen]),
             "spearman": lambda chosen, own=by_prompt: _correlation(stats.spearmanr, [own[i] for i in chosen]),
