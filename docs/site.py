@@ -12,7 +12,7 @@ PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
 <style>
 body {{ font: 16px/1.5 sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222 }}
-img {{ max-width: 100% }} pre {{ background: #f5f5f5; padding: .8em; overflow-x: auto }} code {{ background: #f5f5f5 }}
+img {{ max-width: 100% }} .anchor-link {{ display: none }} pre {{ background: #f5f5f5; padding: .8em; overflow-x: auto }} code {{ background: #f5f5f5 }}
 table {{ border-collapse: collapse; font-size: 14px; display: block; overflow-x: auto }} td, th {{ border-bottom: 1px solid #ddd; padding: .3em .6em; text-align: left }}
 </style></head><body>{body}</body></html>
 """  # noqa: E501
