@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPImageProcessor
 
 from conftest import ROOT
-from icthp import kernels, losses, pick_high, scores, share, train
+from icthp import kernels, losses, pick_high, run, scores, share, train
 from test_losses import triplets
 
 SHORT = {"steps": 2, "batch": 4, "lr": 1e-3, "warmup": 0, "validation": 0.2, "validate_every": 1}
@@ -316,11 +316,32 @@ def test_accelerate_launch_trains_what_one_process_trains(triplets_folder, clip_
 def test_the_study_lists_its_rows_once():
     """study/dvc.yaml runs every row of study/params.yaml, whose options the stages know."""
     rows, stages = (YAML(typ="safe").load(ROOT / f"study/{name}.yaml") for name in ("params", "dvc"))
-    for stage, named in rows.items():
-        matrix = stages["stages"][stage]["matrix"]
+    for stage in ("ict", "hp"):
+        matrix, named = stages["stages"][stage]["matrix"], rows[stage]
         assert {"corrected", *matrix["row"]} == set(named) and len(matrix["row"]) == len(named) - 1 and matrix["seed"] == [0, 1, 2]
         known = inspect.signature(train.STAGES[stage]).parameters
         assert not {option for options in named.values() for option in options} - set(known)
+    tuned = [row for row, options in rows["tuning"].items() if options]
+    assert stages["stages"]["tune"]["matrix"] == stages["stages"]["tuned"]["matrix"] == {"row": tuned, "seed": [0, 1, 2]}
+    assert set(rows["tuning"]) == {"base", *tuned} and stages["stages"]["untuned"]["matrix"] == {"seed": [0, 1, 2]}
+    known = run.declared(ROOT / "notebooks/05_draft_k.ipynb")
+    assert not {option for options in rows["tuning"].values() for option in options} - set(known)
+
+
+def test_curves_of_tuning_are_means_over_seeds(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "study")
+    import tuning
+
+    monkeypatch.setattr(tuning, "RUNS", tmp_path)
+    for row in ("clip", "clip_dpo"):
+        for seed in (0, 1):
+            looks = {"val_loss": [None, 0.5 + seed, None, 1.0], "richness": [None, 0.2, None, 0.4 + seed]}
+            (tmp_path / f"{row}-{seed}/clip").mkdir(parents=True)
+            pd.DataFrame({"step": range(4)} | looks).to_parquet(tmp_path / f"{row}-{seed}/clip/history.parquet")
+    found = tuning.curves(["clip", "clip_dpo"]).set_index(["row", "measure", "step"])
+    last = found.loc[("clip", "richness", 3)]
+    assert last[["mean", "min", "max", "count"]].tolist() == pytest.approx([0.9, 0.4, 1.4, 2])
+    assert found.loc[("clip_dpo", "val_loss", 1), "mean"] == 1 and 0 not in found.index.get_level_values("step")
 
 
 def test_controls_are_trained_measured_and_tabled(triplets_folder, clip_folder, tmp_path, monkeypatch):
