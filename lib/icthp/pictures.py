@@ -96,6 +96,7 @@ def stack(pictures, size: int | None = None) -> Tensor:
     return torch.stack(tensors if size is None else [fit_square(t[None], size)[0] for t in tensors]).float() / 255
 
 
+TABLES = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".jsonl": lambda p: pd.read_json(p, lines=True)}  # how each is read
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -116,12 +117,11 @@ def read_levels(source, levels: list[str]) -> pd.DataFrame:
 
 
 def _read(source: Path, files: list[str], others=()) -> pd.DataFrame:
-    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".jsonl": lambda p: pd.read_json(p, lines=True)}
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist: give a folder of pictures or a table")
-    if source.suffix not in readers:
-        raise ValueError(f"{source} is neither a folder nor a table: it must end in {', '.join(readers)}")
-    table = readers[source.suffix](source)
+    if source.suffix not in TABLES:
+        raise ValueError(f"{source} is neither a folder nor a table: it must end in {', '.join(TABLES)}")
+    table = TABLES[source.suffix](source)
     missing = [name for name in (*files, *others) if name not in table]
     if missing:
         raise ValueError(f"{source} has no column `{'`, `'.join(missing)}`; it has {', '.join(map(str, table.columns))}")

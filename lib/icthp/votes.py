@@ -14,6 +14,7 @@ from scipy import stats
 
 from icthp.evaluate import wins
 from icthp.geneval import read_metadata
+from icthp.pictures import TABLES
 
 COLUMNS = ["prompt", "image", "axis", "value"]
 
@@ -24,10 +25,10 @@ def read(source: str) -> pd.DataFrame:
     name, _, folder = source.partition(":")
     if name in READERS:
         return READERS[name](Path(folder))
-    path, readers = Path(source), {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".jsonl": lambda p: pd.read_json(p, lines=True)}
-    if path.suffix not in readers:
-        raise ValueError(f"{source} is no table of votes ({', '.join(readers)}) and none of {', '.join(f'{n}:folder' for n in READERS)}")
-    table = readers[path.suffix](_there(path))
+    path = Path(source)
+    if path.suffix not in TABLES:
+        raise ValueError(f"{source} is no table of votes ({', '.join(TABLES)}) and none of {', '.join(f'{n}:folder' for n in READERS)}")
+    table = TABLES[path.suffix](_there(path))
     missing = [c for c in COLUMNS if c not in table]
     if missing:
         raise ValueError(f"{source} has no column {', '.join(missing)}; votes have {', '.join(COLUMNS)}")
