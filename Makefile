@@ -8,7 +8,7 @@ export DVC_NO_ANALYTICS := 1
 STORY := 01_scoring_paradox 02_pick_high 03_train_ict 04_train_hp 05_draft_k 06_evaluate 07_figures
 APPENDIX := A1_build_microworld A2_score_your_images A3_benchmarks A4_published_data
 
-.PHONY: repro test data lab bench study site clean
+.PHONY: repro test data lab bench study readme site clean
 
 repro: .venv/ready  ## the paper at micro scale: every figure and table
 	dvc pull data.dvc
@@ -40,6 +40,9 @@ study: .venv/ready  ## controls and tunings, three seeds each, into study/*.csv:
 
 bench: .venv/ready
 	python -m icthp.run notebooks/A3_benchmarks.ipynb bench
+
+readme: .venv/ready  ## README.md from docs/README.md.j2 and the results of `make repro`
+	python docs/readme.py
 
 site: .venv/ready  ## the README, the executed notebooks and the figures as HTML in site/
 	python docs/site.py

@@ -74,9 +74,9 @@ def test_a_table_of_ones_own(tmp_path):
     table.to_csv(tmp_path / "votes.csv", index=False)
     assert votes.read(str(tmp_path / "votes.csv")).image.tolist() == [str(tmp_path / "1.png"), str(tmp_path / "2.png")]
     table.drop(columns="axis").to_csv(tmp_path / "bad.csv", index=False)
-    with pytest.raises(ValueError, match=r"bad.csv has no column axis"):
+    with pytest.raises(ValueError, match=r"bad.csv has no column `axis`; it has prompt, image"):
         votes.read(str(tmp_path / "bad.csv"))
-    with pytest.raises(ValueError, match="agiqa3k:folder"):
+    with pytest.raises(ValueError, match="no set of votes agiqa4k: it is one of flickr8k, agiqa3k"):
         votes.read("agiqa4k:/somewhere")
     for name in votes.READERS:
         with pytest.raises(FileNotFoundError, match="is missing: it is a file of the published set"):

@@ -270,8 +270,8 @@ def dpo_step(
     with torch.no_grad():
         for i in range(steps):
             x = x + (sigmas[i + 1] - sigmas[i]) * _velocity(transformer, x, sigmas[i], told)
-        drawn = [(picture := decode(pipe, part), reward(picture, r)) for part, r in zip(x.split(decode_batch), rows.split(decode_batch))]
-    pixels, rewards = (torch.cat(part) for part in zip(*drawn))
+        parts = zip(x.split(decode_batch), rows.split(decode_batch))
+        pixels, rewards = map(torch.cat, zip(*(_scored(pipe, *part, reward) for part in parts)))
     one, two = rewards.chunk(2)
     kept = one.isfinite() & two.isfinite()
     if not kept.any():
@@ -373,15 +373,20 @@ def _sigmas(pipe: StableDiffusion3Pipeline, steps: int) -> Tensor:
     return scheduler.sigmas
 
 
+def _scored(pipe, latents: Tensor, rows: Tensor, reward) -> tuple[Tensor, Tensor]:
+    """The pictures and their rewards."""
+    pixels = decode(pipe, latents)
+    score = reward(pixels, rows)
+    if score.shape != rows.shape:
+        raise ValueError(f"the reward of {len(rows)} pictures must have the shape ({len(rows)},), not {tuple(score.shape)}")
+    return pixels, score
+
+
 def _reward_gradient(pipe, latents: Tensor, rows: Tensor, reward, batch: int) -> tuple[RewardStep, Tensor]:
     """What the pictures are worth, and the gradient of -mean(reward) at the latents, a micro-batch of pictures at a time."""
     rewards, pixels, gradients = [], [], []
     for part, r in zip(latents.split(batch), rows.split(batch)):
-        part = part.requires_grad_(True)
-        picture = decode(pipe, part)
-        score = reward(picture, r)
-        if score.shape != r.shape:
-            raise ValueError(f"the reward of {len(r)} pictures must have the shape ({len(r)},), not {tuple(score.shape)}")
+        picture, score = _scored(pipe, part.requires_grad_(True), r, reward)
         gradients.append(torch.autograd.grad(-score.sum(), part)[0])
         rewards.append(score.detach())
         pixels.append(picture.detach())

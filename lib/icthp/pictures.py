@@ -107,16 +107,18 @@ def read_table(source) -> pd.DataFrame:
     if source.is_dir():
         files = sorted(str(p) for p in source.iterdir() if p.suffix.lower() in SUFFIXES)
         return pd.DataFrame({"image": files, "prompt": pd.Series([None] * len(files), dtype=object)})
-    table = _read(source, ["image"])
+    table = read_columns(source, ["image"])
     return table if "prompt" in table else table.assign(prompt=pd.Series([None] * len(table), dtype=object))
 
 
 def read_levels(source, levels: list[str]) -> pd.DataFrame:
     """A table with a column `prompt` and one column of files for each level, plainest first -> the same with full paths."""
-    return _read(Path(source), levels, ["prompt"])
+    return read_columns(Path(source), levels, ["prompt"])
 
 
-def _read(source: Path, files: list[str], others=()) -> pd.DataFrame:
+def read_columns(source: Path, files: list[str], others=()) -> pd.DataFrame:
+    """A table, checked for its columns: `files` name pictures relative to it, in the frame with their full paths. Raises
+    FileNotFoundError, or ValueError for another format, a column that is not there or a row that names no file."""
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist: give a folder of pictures or a table")
     if source.suffix not in TABLES:

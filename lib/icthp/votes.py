@@ -14,7 +14,7 @@ from scipy import stats
 
 from icthp.evaluate import wins
 from icthp.geneval import read_metadata
-from icthp.pictures import TABLES
+from icthp.pictures import read_columns
 
 COLUMNS = ["prompt", "image", "axis", "value"]
 
@@ -25,14 +25,9 @@ def read(source: str) -> pd.DataFrame:
     name, _, folder = source.partition(":")
     if name in READERS:
         return READERS[name](Path(folder))
-    path = Path(source)
-    if path.suffix not in TABLES:
-        raise ValueError(f"{source} is no table of votes ({', '.join(TABLES)}) and none of {', '.join(f'{n}:folder' for n in READERS)}")
-    table = TABLES[path.suffix](_there(path))
-    missing = [c for c in COLUMNS if c not in table]
-    if missing:
-        raise ValueError(f"{source} has no column {', '.join(missing)}; votes have {', '.join(COLUMNS)}")
-    return table[COLUMNS].assign(image=[str(path.parent / i) for i in table.image])
+    if name != source and not Path(source).exists():
+        raise ValueError(f"there is no set of votes {name}: it is one of {', '.join(READERS)}, or give the path of a table")
+    return read_columns(Path(source), ["image"], [c for c in COLUMNS if c != "image"])[COLUMNS]
 
 
 def flickr8k(folder: Path) -> pd.DataFrame:

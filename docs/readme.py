@@ -1,0 +1,77 @@
+"""`make readme`: README.md from docs/README.md.j2, in which every measured number is read from the file that holds it."""
+
+import json
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+
+from icthp.figures import NAMES
+
+
+def text(row: dict, name: str, digits: int = 2) -> str:
+    """ "mean [low, high]" where the row has an interval of that name, else the number."""
+    number = lambda key: f"{row[key]:.{digits}f}"
+    return f"{number(name)} [{number(f'{name}_low')}, {number(f'{name}_high')}]" if f"{name}_low" in row else number(name)
+
+
+class Results:
+    """A file of metrics: results("name") with its interval, results.mean("name") without."""
+
+    def __init__(self, file):
+        self.row = json.loads(Path(file).read_text())
+
+    def __call__(self, name: str, digits: int = 2) -> str:
+        return text(self.row, name, digits)
+
+    def mean(self, name: str, digits: int = 2) -> str:
+        return f"{self.row[name]:.{digits}f}"
+
+
+class Table:
+    """A table of study/ with stage, row, measure, mean, low and high: table("ict", "base", "i2_i1"), "" where there is none."""
+
+    def __init__(self, file):
+        self.rows = pd.read_csv(file).set_index(["stage", "row", "measure"])[["mean", "low", "high"]]
+
+    def __call__(self, stage: str, row: str, measure: str, digits: int = 2) -> str:
+        if (stage, row, measure) not in self.rows.index:
+            return ""
+        mean, low, high = self.rows.loc[(stage, row, measure)]
+        return text({"x": mean, "x_low": low, "x_high": high}, "x", digits)
+
+    def mean(self, *where: str, digits: int = 2) -> str:
+        return self(*where, digits=digits).partition(" ")[0]
+
+
+class Benchmarks:
+    """One machine's benchmarks: bench(what, size, peer) is "ours | the peer's name, shown | its time | times faster"."""
+
+    def __init__(self, file):
+        rows = pd.read_csv(file).set_index(["what", "size", "peer"])
+        self.rows, self.facts = rows[["ours ms", "peer ms", "ratio"]], json.loads(Path(file).with_suffix(".json").read_text())
+
+    def __call__(self, what: str, size: str, peer: str, shown: str) -> str:
+        ours, theirs, ratio = self.rows.loc[(what, size, peer)]
+        time = lambda ms: f"{ms / 1000:.2f} s" if ms >= 2000 else f"{ms:.3g} ms"
+        return f"{time(ours)} | {shown} | {time(theirs)} | {ratio:.1f}"
+
+
+def render(runs="runs", models="models", study="study") -> str:
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader("docs"), undefined=jinja2.StrictUndefined, trim_blocks=True,
+                                     lstrip_blocks=True, keep_trailing_newline=True)  # fmt: skip
+    rewards = ("clip", "ict", "hp", "icthp")
+    return environment.get_template("README.md.j2").render(
+        names=NAMES,
+        paradox=Results(f"{runs}/paradox/metrics.json"),
+        audit=Results(f"{runs}/pick_high/metrics.json"),
+        evaluate=Results(f"{runs}/evaluate/metrics.json"),
+        tuned={name: Results(f"{models}/draft/{name}/metrics.json") for name in rewards},
+        controls=Table(f"{study}/controls.csv"),
+        tuning=Table(f"{study}/tuning.csv"),
+        bench=Benchmarks(f"{study}/benchmarks/Intel-R-Xeon-R-Processor-2-50GHz.csv"),
+    )
+
+
+if __name__ == "__main__":
+    Path("README.md").write_text(render())

@@ -1,0 +1,45 @@
+"""What the README promises is there: its numbers come from the template, its tests, files, targets and names exist."""
+
+import ast
+import importlib
+import re
+
+import pytest
+
+from conftest import ROOT
+
+README, TEMPLATE = (ROOT / "README.md").read_text(), (ROOT / "docs/README.md.j2").read_text()
+
+
+def test_it_is_the_templates_text():
+    """But for what the template fills in, values and rows of tables; a change in one of the two only is found."""
+    pattern, depth = "", 0
+    for part in re.split(r"(\{\{.*?\}\}|\{%.*?%\}\n?)", TEMPLATE, flags=re.S):
+        depth += part.startswith("{% for") - part.startswith("{% endfor")
+        if part.startswith("{% endfor"):
+            pattern += "" if depth else r"(?:\|.*\n)+"
+        elif not depth:
+            pattern += ".+?" if part.startswith("{{") else re.escape(part)
+    assert re.fullmatch(pattern, README)
+
+
+def test_named_tests_exist():
+    written = "".join(file.read_text() for file in ROOT.glob("tests/test_*.py"))
+    missing = [name for name in re.findall(r"`(test_\w+)`", README) if f"def {name}(" not in written]
+    assert not missing
+
+
+def test_linked_files_and_targets_exist():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert links and not [link for link in links if not (ROOT / link).exists()]
+    told = set(re.findall(r"(?:^|`)make (\w+)", README, re.M))
+    assert told and told <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+
+
+@pytest.mark.parametrize("snippet", re.findall(r"```python\n(.*?)```", README, re.S), ids=lambda s: s.split("\n")[0][:40])
+def test_snippets_use_names_that_exist(snippet):
+    tree = ast.parse(snippet)
+    modules = {a.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "icthp" for a in node.names}
+    used = {(node.value.id, node.attr) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
+    missing = [f"{m}.{name}" for m, name in used if m in modules and not hasattr(importlib.import_module(f"icthp.{m}"), name)]
+    assert modules and not missing
