@@ -149,7 +149,8 @@ def _value_and_gradients(images, texts, labels, wanted, *, neg_lambda, impl, wor
     slope = 2 * world * (u / (3 * rows).clamp(min=losses.TINY)) * error
     dv, dt = (torch.zeros_like(wide_v), torch.zeros_like(wide_t)) if wanted else (None, None)
     _add_matched(dv, dt, slope, wide_v, wide_t)
-    fast = images.dtype == torch.bfloat16 and (images.is_cuda or torch.cpu._is_avx512_bf16_supported())
+    on_cpu = impl != "triton" and torch.cpu._is_avx512_bf16_supported()  # Triton's interpreter cannot multiply bfloat16
+    fast = images.dtype == torch.bfloat16 and (images.is_cuda or on_cpu)
     factors = (images.flatten(0, 1), torch.cat(texts)) if fast else (wide_v.flatten(0, 1), wide_t.flatten(0, 1))
     if impl == "gram":
         total = 0  # of the pairs that are no negatives
