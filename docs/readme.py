@@ -69,7 +69,7 @@ def render(runs="runs", models="models", study="study") -> str:
         tuned={name: Results(f"{models}/draft/{name}/metrics.json") for name in rewards},
         controls=Table(f"{study}/controls.csv"),
         tuning=Table(f"{study}/tuning.csv"),
-        bench=Benchmarks(f"{study}/benchmarks/Intel-R-Xeon-R-Processor-2-50GHz.csv"),
+        bench=Benchmarks(f"{study}/benchmarks/Intel-R-Xeon-R-Processor.csv"),
     )
 
 
