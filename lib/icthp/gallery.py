@@ -57,12 +57,15 @@ def score(scorers: dict, table: pd.DataFrame, store, shard: int = 64) -> pd.Data
         raise ValueError("there is no picture to score")
     table, parts = table.drop(columns=["error", *scorers], errors="ignore"), []
     weights = {name: [type(scorer).__name__, fingerprint(scorer)] for name, scorer in scorers.items()}
-    for first in tqdm(range(0, len(table), shard), desc="scoring", unit_scale=shard, unit="pictures"):
+    bar = tqdm(total=len(table), desc="scoring", unit="pictures")
+    for first in range(0, len(table), shard):
         rows = table.iloc[first : first + shard].reset_index(drop=True)
         file = Path(store) / f"{_digest(rows, weights)}.parquet"
         if not file.exists():
             atomic(file, _scored(scorers, rows).to_parquet)
         parts.append(pd.read_parquet(file))
+        bar.update(len(rows))
+    bar.close()
     return pd.concat([table.reset_index(drop=True), pd.concat(parts, ignore_index=True)], axis=1)
 
 
