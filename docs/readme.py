@@ -44,6 +44,16 @@ class Table:
         return self(*where, digits=digits).partition(" ")[0]
 
 
+class Curves:
+    """Means over seeds while tuning: curve("hp", "right", 80), after that many steps."""
+
+    def __init__(self, file):
+        self.rows = pd.read_csv(file).set_index(["row", "measure", "step"])["mean"]
+
+    def __call__(self, row: str, measure: str, step: int, digits: int = 2) -> str:
+        return f"{self.rows.loc[(row, measure, step - 1)]:.{digits}f}"
+
+
 class Benchmarks:
     """One machine's benchmarks: bench(what, size, peer) is "ours | the peer's name, shown | its time | times faster"."""
 
@@ -69,6 +79,7 @@ def render(runs="runs", models="models", study="study") -> str:
         tuned={name: Results(f"{models}/draft/{name}/metrics.json") for name in rewards},
         controls=Table(f"{study}/controls.csv"),
         tuning=Table(f"{study}/tuning.csv"),
+        curve=Curves(f"{study}/tuning_curves.csv"),
         bench=Benchmarks(f"{study}/benchmarks/Intel-R-Xeon-R-Processor.csv"),
     )
 
