@@ -593,3 +593,31 @@ def test_two_processes_draw_what_one_does(scenes, sd3_folder, tmp_path):
     torch.set_num_threads(threads)
     digest = hashlib.sha256(b"".join(row["bytes"] for row in one)).hexdigest()
     assert [(tmp_path / f"two.{rank}").read_text() for rank in (0, 1)] == [f"{digest} 2"] * 2
+
+
+def test_a_pipeline_that_was_not_folded_draws_its_own_pictures(sd3_folder):
+    """Stable Diffusion 3 without T5 as diffusers loads it: 256 empty tokens, not one."""
+    from diffusers import StableDiffusion3Pipeline
+
+    plain = StableDiffusion3Pipeline.from_pretrained(sd3_folder, text_encoder_3=None, tokenizer_3=None)
+    drawn = [draft.generate(pipe, ["a red circle"], steps=2) for pipe in (plain, hub.load_pipeline(str(sd3_folder)))]
+    assert torch.allclose(*drawn, atol=1e-4)
+
+
+def test_shards_of_another_scheduler_or_text_encoder_are_drawn_anew(sd3_folder, tmp_path):
+    pipe, texts = hub.load_pipeline(str(sd3_folder)), ["a red circle"]
+    draw = lambda: list(draft.generate_shards(pipe, texts, [0], tmp_path, steps=2))
+    first = draw()
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, shift=1.0)
+    second = draw()
+    pipe.text_encoder.text_projection.weight.data *= 2
+    assert first != second != draw() and len(list(tmp_path.iterdir())) == 3
+
+
+def test_an_edits_steps_are_counted_as_diffusers_does(pipe):
+    """0.6 of four steps are three."""
+    start = torch.rand(1, 3, 16, 16)
+    draw = lambda **options: draft.generate(pipe, ["a red circle"], steps=4, start=start, strength=0.6, **options)
+    assert draw(base_steps=3).shape == (1, 3, 16, 16)
+    with pytest.raises(ValueError, match=r"0\.\.3"):
+        draw(base_steps=4)

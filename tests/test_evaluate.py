@@ -217,3 +217,16 @@ def test_pictures_of_one_prompt_are_one_draw():
     grouped = evaluate.interval(values, prompts)
     assert (grouped["mean"], grouped["n"]) == (pytest.approx((1 + 0 + 0.5) / 3), 3)
     assert grouped["low"] == 0 and grouped["high"] == 1
+
+
+def test_an_interval_of_many_rows_is_drawn_in_parts():
+    values = np.random.default_rng(0).normal(size=30_000)
+    draws = np.random.default_rng(0).integers(len(values), size=(1000, len(values)))
+    assert evaluate.interval(values)["low"] == pytest.approx(np.quantile(values[draws].mean(1), 0.025))
+
+
+def test_a_detector_that_is_not_there(tmp_path):
+    from icthp.detector import eyes
+
+    with pytest.raises(FileNotFoundError, match="is no folder with a detector"):
+        eyes(str(tmp_path / "none"))

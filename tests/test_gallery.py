@@ -98,6 +98,8 @@ def test_sources(folder, tmp_path):
         gallery.read(f"dataset:{tmp_path / 'texts'}:test", tmp_path)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         gallery.read(str(tmp_path / "nothing"), tmp_path)
+    with pytest.raises(ValueError, match="names no split: say dataset:NAME:SPLIT"):
+        gallery.read("dataset:name", tmp_path)
 
 
 def test_the_summary_says_what_a_number_compares(folder, loaded, tmp_path):
@@ -137,3 +139,11 @@ def test_a_browser_sorts_the_page(folder, loaded, tmp_path):
     by_size = table[table.error.isna()].sort_values("jpeg", ascending=False).image.str[-5:].tolist()
     assert names[:3] == best and len(names) == 5 and names != by_size
     assert 'data-score="clip" aria-pressed="true"' in page and 'data-score="jpeg" aria-pressed="false"' in page
+
+
+def test_scores_of_another_recipe_are_not_taken_from_the_store(folder, loaded, tmp_path):
+    """The same weights, counted otherwise."""
+    table = gallery.read(str(folder), folder)
+    one, ten = (scores.CombinedScorer([(loaded["jpeg"], weight, None, None)]) for weight in (1.0, 10.0))
+    first, second = (gallery.score({"mine": s}, table, tmp_path / "store").mine.dropna() for s in (one, ten))
+    assert np.allclose(second, 10 * first) and len(first) == 5

@@ -253,5 +253,8 @@ def test_bad_files_are_named(tmp_path):
     (tmp_path / "m.jsonl").write_text('{"tag": "colors", "include": [], "prompt": "x"}\n{"prompt": "y"}\n')
     with pytest.raises(ValueError, match=r"m.jsonl, line 2 has no tag, include"):
         geneval.read_metadata(tmp_path / "m.jsonl")
+    (tmp_path / "none.jsonl").write_text("")
+    with pytest.raises(ValueError, match="none.jsonl is empty"):
+        geneval.read_metadata(tmp_path / "none.jsonl")
     with pytest.raises(ValueError, match="GenEval's layout"):
         geneval.read_folder(tmp_path)

@@ -323,3 +323,48 @@ def test_combined_scores(clip_folder):
         clip.table(pixels, "a red circle")
     with pytest.raises(ValueError, match="at least one"):
         scores.CombinedScorer([])
+
+
+def test_a_fingerprint_sees_where_a_weight_is():
+    one, two = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+    two.load_state_dict({"weight": one.weight.T.clone(), "bias": one.bias})
+    assert hub.fingerprint(one) != hub.fingerprint(two) and len({hub.fingerprint(one.bfloat16()), hub.fingerprint(one.float())}) == 2
+
+
+def test_openais_weights_get_their_activation(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(weights.open_clip, "create_model", lambda *a, **options: seen.update(options) or torch.nn.Identity())
+    for source, quick in (("ViT-B-32/openai", True), ("ViT-B-32/laion2b_s34b_b79k", False)):
+        weights.read_clip(source)
+        assert seen["force_quick_gelu"] == quick == weights.model_config(source).get("quick_gelu", False)
+
+
+def test_a_text_tower_keeps_its_activation(tokenizer, sd3_folder):
+    config = hub.clip_config(tokenizer, width=32, layers=1, text_layers=2, embed_dim=16) | {"quick_gelu": True}
+    clip = hub.new_clip(config)
+    tower, tokens = hub.text_tower(clip, tokenizer), tokenizer(["a red circle"], padding="max_length", return_tensors="pt").input_ids
+    tokens = tokens.masked_fill(tokens == tokenizer.pad_token_id, 0) if tokenizer.pad_token_id != tokenizer.eos_token_id else tokens
+    assert tower.config.hidden_act == "quick_gelu"
+    assert torch.allclose(tower(tokens).text_embeds, clip.encode_text(tokens), atol=1e-5)
+    with pytest.raises(ValueError, match="activation quick_gelu, the pipeline's gelu"):
+        hub.swap_text_tower(hub.load_pipeline(str(sd3_folder)), clip)
+
+
+def test_a_turned_photograph_is_read_upright(tmp_path):
+    """As datasets.Image() reads it, which applies the camera's orientation too."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20), "red").save(tmp_path / "turned.jpg", exif=exif)
+    assert pictures.read(tmp_path / "turned.jpg").shape == (3, 40, 20)
+
+
+def test_sources_and_pixels_that_cannot_be_are_named(tmp_path, clip_folder):
+    scorer = scores.load("clip", f"local-dir:{clip_folder}")
+    with pytest.raises(ValueError, match="must lie in"):
+        scorer.score(torch.full((1, 3, 8, 8), torch.nan), ["a"])
+    with pytest.raises(ValueError, match="at least one text"):
+        scorer.table(torch.rand(1, 3, 8, 8), [])
+    with pytest.raises(ValueError, match="CLIP,head.pth"):
+        scores.load("aesthetic", "ViT-L-14/openai")
+    with pytest.raises(FileNotFoundError, match="name the publisher's folder"):
+        scores.load("imagereward", f"local-dir:{tmp_path}")

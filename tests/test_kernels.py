@@ -88,6 +88,14 @@ def test_bfloat16_products(impl, b, d, monkeypatch):
     assert error(fast[0], exact[0]) <= 2e-3 and max(error(x, y) for x, y in zip(fast[1:], exact[1:])) <= 2**-7
 
 
+def test_mixed_dtypes():
+    """bfloat16 pictures with float32 prompts, as the oracle takes them."""
+    images, *others = triplets(17, 8, torch.float32)
+    data = [images.bfloat16(), *others]
+    for impl in ("gram", "chunked"):
+        assert error(kernels.ict_loss(*data, impl=impl), losses.ict_loss(*data)) < 1e-5
+
+
 def test_skewed_weights_keep_their_pairs():
     data, weights = triplets(3, 8, torch.float32), torch.tensor([1, 1e-7, 1e-7])
     exact = losses.ict_loss(*(x.double() for x in data), sample_weights=weights.double())

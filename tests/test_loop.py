@@ -181,3 +181,11 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(tmp_path)
     assert model.weight.item() == 0 and not (tmp_path / "c.pt").exists()
     with pytest.raises(FloatingPointError, match="validation loss is nan"):
         slope(tmp_path / "d.pt", validate=lambda *_: math.nan)
+
+
+def test_another_precision_in_the_same_process():
+    """And the model that comes back is the caller's own, without the autocast that it was trained in."""
+    model, x = torch.nn.Linear(8, 8), torch.rand(3, 8)
+    for precision in ("bf16", "no"):
+        fit(model, lambda m, _: (m(x).float().square().sum(), {}), steps=2, lr=0.1, precision=precision)
+        assert torch.equal(model(x), torch.nn.functional.linear(x, model.weight, model.bias))

@@ -56,6 +56,8 @@ def test_long_captions_are_read_back(scenes):
     assert m.captions(m.parse(short, g)) == short
     with pytest.raises(ValueError, match="a photo of a dog"):
         m.parse(["a photo of a dog"], g)
+    with pytest.raises(ValueError, match="not a sentence"):
+        m.parse(["two red circles left of a blue square"], g)
 
 
 def test_short_captions_do_not_depend_on_richness(scenes):

@@ -52,6 +52,8 @@ def test_the_release_becomes_our_table_with_e2_where_e2_belongs(tmp_path):
 @pytest.mark.parametrize("columns, reason", [
     ({"E1": [0.3, 0.9]}, "E1 is above E2"), ({"E2": [0.5, 1.5]}, "E2 is above 1"), ({"R1": [0.24, 0.1]}, "R1 / E1 is not R2 / E2"),
     ({"R2": [0.4, np.nan]}, "a label is no number"), ({"easy_prompt": ["a cat", " "]}, "easy_prompt is empty"),
+    ({"easy_prompt": ["a cat", None]}, "easy_prompt is empty"), ({"refine_prompt": ["a cat", np.nan]}, "refined_prompt is empty"),
+    ({"E1": [0.3, "bad"]}, "a label is no number"), ({"easy_image_0": ["0.jpg", "\0"]}, "is missing"),
     ({"refine_image": ["2.png", "../../../../etc/passwd"]}, "image_3 '../../../../etc/passwd' leads outside"),
     ({"refine_image": ["2.png", "/etc/passwd"]}, "image_3 '/etc/passwd' leads outside"),
     ({"easy_image_0": ["0.jpg", "9.jpg"]}, "image_1 '9.jpg' is missing")])  # fmt: skip
@@ -92,6 +94,12 @@ class Hostile:
 def test_a_hostile_pickle_is_refused(tmp_path, call):
     (tmp_path / "test.pkl").write_bytes(pickle.dumps(Hostile(*call)))
     with pytest.raises(pickle.UnpicklingError, match=rf"{call[0].__name__}.*hostile"):
+        read(tmp_path)
+
+
+def test_a_pickle_imports_no_module(tmp_path):
+    (tmp_path / "test.pkl").write_bytes(b"cnumpy.f2py.__main__\ndtype\n.")
+    with pytest.raises(pickle.UnpicklingError, match="numpy.f2py.__main__.dtype"):
         read(tmp_path)
 
 

@@ -54,10 +54,12 @@ class Endpoint:
                 endpoint.busy -= 1
                 if step == "hang":
                     time.sleep(1.5)
-                status, text = (step, "") if isinstance(step, int) else (200, step)
+                status, text = (step, "") if isinstance(step, int) else (400, "") if step == "refused" else (200, step)
                 choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
                 answer = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"], "choices": [choice],
                           "usage": {"prompt_tokens": 60, "completion_tokens": 40, "total_tokens": 100}}  # fmt: skip
+                if step == "refused":
+                    answer = {"error": {"message": "no", "code": "content_policy_violation"}}
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("retry-after-ms", "5")
@@ -110,6 +112,15 @@ def test_endpoint_that_never_answers_in_json(endpoint):
     endpoint.script["a cat"] = ["sorry"]
     assert list(refine.endpoint(["a cat", "a dog"], "m", endpoint.url)) == ["", "a dog, at dusk"]
     assert asked(endpoint).count("a cat") == 3
+
+
+def test_a_prompt_that_the_policy_refuses_stops_nobody(endpoint):
+    import openai
+
+    endpoint.script |= {"a cat": ["refused"], "a cow": [400]}
+    assert list(refine.endpoint(["a cat", "a dog"], "m", endpoint.url)) == ["", "a dog, at dusk"]
+    with pytest.raises(openai.BadRequestError):
+        list(refine.endpoint(["a cow"], "m", endpoint.url))
 
 
 def test_endpoint_asks_several_at_a_time(endpoint):

@@ -72,9 +72,30 @@ def test_bad_options_are_named(triplets_folder, clip_folder, tmp_path):
         (train.ict, {"objective": "preference", "near_lambda": 1.0}, "near_lambda needs"),
         (train.ict, {"variant": "units", "theta": 1.0}, "takes no theta"),
         (train.hp, {"text_lambda": 1.0}, "text_lambda needs"),
+        (train.ict, {"validation": 0.7}, "too few on one side"),
     ):
         with pytest.raises(ValueError, match=message):
             stage(**common | options)
+
+
+def test_near_misses_that_are_not_there(triplets_folder, clip_folder, tmp_path, monkeypatch):
+    own = train.pick_high.Triplets.__init__
+    monkeypatch.setattr(train.pick_high.Triplets, "__init__", lambda t, *a: (own(t, *a), t.texts.update(near=[None] * len(t)))[0])
+    with pytest.raises(ValueError, match="knows no near misses"):
+        train.ict(out=tmp_path, triplets=triplets_folder, clip=f"local-dir:{clip_folder}", near_lambda=0.5, **SHORT)
+
+
+def test_the_scalars_are_those_of_this_ict(triplets_folder, clip_folder, tmp_path):
+    """A killed run's scalars are not another ICT's."""
+    from icthp import hub, scores
+
+    set_ = train.pick_high.Triplets(triplets_folder, "train", 64)
+    one = train._ict_scalars(f"local-dir:{clip_folder}", set_, tmp_path, "cpu")
+    scorer = scores.load("clip", f"local-dir:{clip_folder}")
+    torch.nn.init.normal_(scorer.model.text_projection)
+    hub.save_clip(scorer.model, scorer.tokenizer, scorer.architecture, tmp_path / "other", torch.float32)
+    two = train._ict_scalars(f"local-dir:{tmp_path / 'other'}", set_, tmp_path, "cpu")
+    assert not torch.allclose(one, two) and torch.equal(one, train._ict_scalars(f"local-dir:{clip_folder}", set_, tmp_path, "cpu"))
 
 
 def test_the_reward_learns_the_order(triplets_folder, clip_folder, tmp_path):

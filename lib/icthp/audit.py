@@ -10,13 +10,15 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from icthp.pictures import upright
+
 CUES = ("format", "size", "bytes", "colour", "edges", "spectrum")
 RINGS = 8  # of spatial frequency, up to half a cycle a pixel
 
 
 def _image(content: bytes, size: int | None = None) -> Image.Image:
     """In RGB, scaled to size x size unless it is so or size is None."""
-    image = Image.open(io.BytesIO(content)).convert("RGB")
+    image = upright(Image.open(io.BytesIO(content))).convert("RGB")
     return image if size is None or image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
 
 

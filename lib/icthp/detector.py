@@ -76,6 +76,8 @@ def eyes(source: str, clip=None, device="cpu") -> Detector | Judge:
     """What looks at drawn pictures: the microworld's detector in a folder that `save` wrote, otherwise GenEval's, a Mask2Former of that
     folder or Hub name whose colours the scorer `clip` reads."""
     config = Path(source) / "config.json"
+    if not Path(source).is_dir() and len(Path(source).parts) != 2:
+        raise FileNotFoundError(f"{source} is no folder with a detector (`dvc pull` for data/), nor a name on the Hub")
     if config.exists() and "width" in json.loads(config.read_text()):
         return Detector.load(source)
     return Judge(Mask2Former(source, device), ClipColours(clip))

@@ -25,7 +25,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
-from icthp.hub import atomic, fingerprint
+from icthp import hub
 from icthp.loop import batch_indices, fit
 from icthp.pictures import encode as encode_pictures
 from icthp.pictures import jpeg_bytes
@@ -88,8 +88,8 @@ def without_lora(transformer):
 
 
 def encode(pipe: StableDiffusion3Pipeline, prompts: list[str], batch: int = 256) -> tuple[Tensor, Tensor]:
-    """Prompt embeddings (b, n, d) and pooled (b, p), without a graph; a T5 that is absent costs one token (hub.fold_empty_t5)."""
-    length, parts = 1 if pipe.text_encoder_3 is None else 256, []
+    """Prompt embeddings (b, n, d) and pooled (b, p), without a graph."""
+    length, parts = hub.t5_length(pipe), []
     for i in range(0, len(prompts), batch):
         some = prompts[i : i + batch]
         with torch.no_grad():
@@ -107,16 +107,16 @@ def generate(
     """Pixels (n, 3, h, w) in [0, 1] on the CPU by the pipeline's own sampler; guidance off unless above 1. Row i has noise
     of its own seed, seed + ids[i] (ids: the row numbers unless given), so it looks the same whatever the batch. start
     (n, 3, h, w) in [0, 1]: edit these pictures instead, by diffusers' image-to-image form of the pipeline (SDEdit, arXiv
-    2108.01073), which noises them to `strength` and takes the last steps * strength steps. base_steps: the LoRA enters
+    2108.01073), which noises them to `strength` and takes that share of the steps, rounded up. base_steps: the LoRA enters
     after so many steps, so that the untuned transformer lays the picture out; ValueError for more than there are."""
-    taken = steps if start is None else int(steps * strength)
+    taken = steps if start is None else steps - int(max(steps - steps * strength, 0))
     if not 0 <= base_steps <= taken:
         raise ValueError(f"base_steps must lie in 0..{taken}, the steps taken, not {base_steps}")
     ids = range(len(prompts)) if ids is None else ids
     height, width = (size, size) if start is None else start.shape[2:]
     options = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pt", "height": height, "width": width}
     if isinstance(pipe, StableDiffusion3Pipeline):
-        options["max_sequence_length"] = 1 if pipe.text_encoder_3 is None else 256
+        options["max_sequence_length"] = hub.t5_length(pipe)
     draw = pipe if start is None else AutoPipelineForImage2Image.from_pipe(pipe)
     draw.set_progress_bar_config(disable=True)
     known = inspect.signature(draw.__call__).parameters  # some take an edit's size from the picture alone
@@ -147,7 +147,8 @@ def generate_shards(
     prompts, ids, pictures and options reads it instead. Under `accelerate launch` or `torchrun` each process draws every
     n-th shard and all return the whole; shards are cut alike whatever the number of processes, and so are the pictures."""
     process, files = PartialState(cpu=pipe.device.type == "cpu"), []
-    weights = fingerprint(getattr(pipe, "transformer", None) or pipe.unet)
+    weights = {name: hub.fingerprint(part) for name, part in sorted(pipe.components.items()) if isinstance(part, torch.nn.Module)}
+    weights["scheduler"] = sorted(map(str, pipe.scheduler.config.items()))
     for k, first in enumerate(range(0, len(prompts), shard)):
         part = slice(first, first + shard)
         pictures = start(part) if start else None
@@ -157,7 +158,7 @@ def generate_shards(
         if k % process.num_processes == process.process_index and not files[-1].exists():
             drawn = generate(pipe, prompts[part], ids=ids[part], start=pictures, **options)
             rows = datasets.Dataset.from_dict({"image": encode_pictures(drawn)}, features=datasets.Features({"image": datasets.Image()}))
-            atomic(files[-1], rows.to_parquet)
+            hub.atomic(files[-1], rows.to_parquet, shared=True)
     process.wait_for_everyone()
     return (row["image"] for file in files for rows in pq.ParquetFile(file).iter_batches(64) for row in rows.to_pylist())
 

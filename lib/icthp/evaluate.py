@@ -19,8 +19,10 @@ def interval(values, groups=None, confidence: float = 0.95, resamples: int = 100
         values = pd.Series(values).groupby(np.asarray(groups), sort=False).mean().to_numpy()
     if len(values) < 2:
         raise ValueError(f"an interval needs at least two values, not {len(values)}")
-    draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    low, high = np.quantile(values[draws].mean(1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    random, n = np.random.default_rng(seed), len(values)
+    parts = np.array_split(np.arange(resamples), -(-resamples * n // 10_000_000))  # a hundred megabytes at a time
+    means = np.concatenate([values[random.integers(n, size=(len(part), n))].mean(1) for part in parts])
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return {"mean": values.mean().item(), "low": low.item(), "high": high.item(), "n": len(values)}
 
 
@@ -229,7 +231,7 @@ def units_found(found: list[Detection], metadata: dict) -> list[bool]:
 
 def described_right(detector, pixels: Tensor, scenes: microworld.Scenes) -> list[bool]:
     """For each picture (b, 3, h, w): does the detector find all that the short prompt of its scene says?"""
-    return [share == 1 for share in units_contained(detector, pixels, scenes)]
+    return (units_contained(detector, pixels, scenes) == 1).tolist()
 
 
 def units_contained(detector, pixels: Tensor, scenes: microworld.Scenes) -> Tensor:

@@ -26,7 +26,10 @@ def read(source: str, out) -> pd.DataFrame:
     a folder in GenEval's layout, or "dataset:NAME:SPLIT", a Hub dataset or a local folder of one with a column `image` and perhaps
     `prompt`, whose pictures are put into `out`/pictures."""
     if source.startswith("dataset:"):
-        return _dataset(*source.removeprefix("dataset:").rpartition(":")[::2], Path(out) / "pictures")
+        name, _, split = source.removeprefix("dataset:").rpartition(":")
+        if not name:
+            raise ValueError(f"{source} names no split: say dataset:NAME:SPLIT")
+        return _dataset(name, split, Path(out) / "pictures")
     if Path(source).is_dir() and any(Path(source).glob("[0-9]*/metadata.jsonl")):
         return geneval.read_folder(source)[["image", "prompt"]]
     return pictures.read_table(source)
@@ -56,13 +59,13 @@ def score(scorers: dict, table: pd.DataFrame, store, shard: int = 64) -> pd.Data
     if not len(table):
         raise ValueError("there is no picture to score")
     table, parts = table.drop(columns=["error", *scorers], errors="ignore"), []
-    weights = {name: [type(scorer).__name__, fingerprint(scorer)] for name, scorer in scorers.items()}
+    weights = {name: [repr(scorer), fingerprint(scorer)] for name, scorer in scorers.items()}
     bar = tqdm(total=len(table), desc="scoring", unit="pictures")
     for first in range(0, len(table), shard):
         rows = table.iloc[first : first + shard].reset_index(drop=True)
         file = Path(store) / f"{_digest(rows, weights)}.parquet"
         if not file.exists():
-            atomic(file, _scored(scorers, rows).to_parquet)
+            atomic(file, _scored(scorers, rows).to_parquet, shared=True)
         parts.append(pd.read_parquet(file))
         bar.update(len(rows))
     bar.close()
@@ -154,7 +157,7 @@ def _figure(row: dict, scorers: dict, width: int) -> str:
 
 def _thumbnail(path: str, width: int) -> str:
     with Image.open(path) as image:
-        small = image.convert("RGB")
+        small = pictures.upright(image).convert("RGB")
     small.thumbnail((2 * width, 2 * width))
     small.save(buffer := io.BytesIO(), "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -10,8 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
+
+from icthp.pictures import upright
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -167,6 +169,8 @@ def read_metadata(file) -> list[dict]:
         if missing:
             raise ValueError(f"{file}, line {i} has no {', '.join(missing)}; a line of GenEval's metadata has tag, include and prompt")
         rows.append(row)
+    if not rows:
+        raise ValueError(f"{file} is empty; a line of GenEval's metadata has tag, include and prompt")
     return rows
 
 
@@ -199,7 +203,7 @@ def evaluate_folder(folder, detector, colours: ClipColours) -> pd.DataFrame:
     """`evaluate` on every picture of a folder in GenEval's layout: the rows of its results.jsonl."""
     rows = []
     for image, metadata in read_folder(folder)[["image", "metadata"]].itertuples(index=False):
-        picture = ImageOps.exif_transpose(Image.open(image)).convert("RGB")
+        picture = upright(Image.open(image)).convert("RGB")
         rows.append({"filename": image} | evaluate(picture, metadata, detector, colours))
     return pd.DataFrame(rows)
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from open_clip.push_to_hf_hub import save_for_hf
+from open_clip.transformer import QuickGELU
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
@@ -33,9 +34,12 @@ def atomic(path, write, shared: bool = False) -> Path:
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """A digest of a model's weights by two sums of each tensor: other weights, another digest."""
-    sums = [(name, p.double().sum().item(), p.double().square().sum().item()) for name, p in model.state_dict().items()]
-    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+    """A digest of a model's weights: their names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, p in model.state_dict().items():
+        digest.update(f"{name} {p.dtype} {tuple(p.shape)}".encode())
+        digest.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def train_tokenizer(texts: list[str], context_length: int) -> CLIPTokenizer:
@@ -43,15 +47,11 @@ def train_tokenizer(texts: list[str], context_length: int) -> CLIPTokenizer:
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
     learner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=4096, end_of_word_suffix="</w>", show_progress=False))
-    merges = [tuple(pair) for pair in _merges(learner)]
+    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = alphabet + [a + "</w>" for a in alphabet] + ["".join(pair) for pair in merges]
     tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]  # the end token has the highest id
     return CLIPTokenizer({t: i for i, t in enumerate(tokens)}, merges, model_max_length=context_length)
-
-
-def _merges(tokenizer: Tokenizer) -> list[list[str]]:
-    return json.loads(tokenizer.to_str())["model"]["merges"]
 
 
 def clip_config(tokenizer: CLIPTokenizer, *, image_size=64, patch=8, width=128, layers=4, text_layers=4, embed_dim=128) -> dict:
@@ -94,7 +94,7 @@ def text_tower(clip: open_clip.CLIP, tokenizer: CLIPTokenizer) -> CLIPTextModelW
     tower = CLIPTextModelWithProjection(CLIPTextConfig(
         vocab_size=clip.token_embedding.num_embeddings, hidden_size=width, intermediate_size=blocks[0].mlp.c_fc.out_features,
         projection_dim=clip.text_projection.shape[1], num_hidden_layers=len(blocks), num_attention_heads=heads,
-        max_position_embeddings=clip.positional_embedding.shape[0], hidden_act="gelu", bos_token_id=tokenizer.bos_token_id,
+        max_position_embeddings=clip.positional_embedding.shape[0], hidden_act=_activation(clip), bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))  # fmt: skip
     tower.load_state_dict(_text_state(clip, "text_model." if hasattr(tower.text_model, "embeddings") else ""), strict=True)
     return tower.eval()
@@ -103,13 +103,19 @@ def text_tower(clip: open_clip.CLIP, tokenizer: CLIPTokenizer) -> CLIPTextModelW
 def swap_text_tower(pipe: DiffusionPipeline, clip: open_clip.CLIP) -> DiffusionPipeline:
     """`pipe` with the weights of a CLIP's text tower in its first text encoder, in place, and nothing else changed. An encoder that
     leaves out the tower's last layers, as Stable Diffusion 2.1's does, or its projection, takes the rest. ValueError that names the keys
-    where the shapes are others."""
+    where the shapes are others, or where the activations are."""
     encoder = pipe.text_encoder
+    if encoder.config.hidden_act != _activation(clip):
+        raise ValueError(f"this text tower has the activation {_activation(clip)}, the pipeline's {encoder.config.hidden_act}")
     own = encoder.state_dict()
     state = _text_state(clip, "text_model." if any(name.startswith("text_model.") for name in own) else "")
     left_out = lambda name: name not in own and ("encoder.layers." in name or name.startswith("text_projection"))
     fill(encoder, {name: value.to(encoder.dtype) for name, value in state.items() if not left_out(name)}, "this text tower")
     return pipe
+
+
+def _activation(clip: open_clip.CLIP) -> str:
+    return "quick_gelu" if isinstance(clip.transformer.resblocks[0].mlp.gelu, QuickGELU) else "gelu"
 
 
 def _text_state(clip: open_clip.CLIP, root: str) -> dict[str, Tensor]:
@@ -187,7 +193,7 @@ def save_sd3(pipe: StableDiffusion3Pipeline, folder) -> None:
 
 def load_pipeline(source: str, dtype=torch.float32, device="cpu", **kwargs) -> DiffusionPipeline:
     """Any diffusers pipeline from a folder or the Hub. Stable Diffusion 3 without its T5 encoder gets `fold_empty_t5`, so it
-    is to be called with max_sequence_length=1; its pictures are those of an ordinary call."""
+    is to be called with max_sequence_length=t5_length(pipe); its pictures are those of an ordinary call."""
     index = Path(source) / "model_index.json"
     if Path(source).is_dir() and not index.exists():
         raise FileNotFoundError(f"{source} has no model_index.json: not a diffusers pipeline folder")
@@ -204,6 +210,11 @@ def fold_empty_t5(pipe: StableDiffusion3Pipeline, length: int = 256) -> StableDi
     for block in pipe.transformer.transformer_blocks:  # not its attn2, which SD3.5-medium has for the image alone
         block.attn.set_processor(FoldedJointAttention(length))
     return pipe
+
+
+def t5_length(pipe: StableDiffusion3Pipeline) -> int:
+    """The max_sequence_length to call the pipeline with: 1 after `fold_empty_t5`, else the pipeline's own 256."""
+    return 1 if any(isinstance(p, FoldedJointAttention) for p in pipe.transformer.attn_processors.values()) else 256
 
 
 class FoldedJointAttention:

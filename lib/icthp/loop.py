@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -80,6 +81,8 @@ def fit(
         raise ValueError(f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
     if keep not in ("last", "best") or keep == "best" and not (checkpoint and validate):
         raise ValueError(f'keep must be "last", or "best" with a checkpoint and a validation, not {keep!r}')
+    if PartialState(cpu=next(model.parameters()).device.type == "cpu").num_processes == 1:
+        AcceleratorState._reset_state()  # an earlier fit of this process may have had another precision
     accelerator = Accelerator(mixed_precision=precision, cpu=next(model.parameters()).device.type == "cpu")
     trainable = [p for p in model.parameters() if p.requires_grad]
     plain, average = model, EMAModel(trainable, decay=ema) if ema else None
@@ -126,7 +129,8 @@ def fit(
     accelerator.wait_for_everyone()
     if keep == "best":
         plain.load_state_dict(plain.state_dict() | torch.load(best, map_location="cpu", weights_only=True))
-    model.eval()
+        accelerator.wait_for_everyone()  # nobody removes the file before all have read it
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False).eval()  # its forward is again the one that came
     return history
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "heart", "diamond")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
-KINDS = ("single", "pair", "group")
 RELATIONS = ("left of", "above")  # the converse phrasings would describe the same picture twice
 COUNTS = ("two", "three")
 MATERIALS = ("striped", "dotted", "checkered", "ringed", "banded", "gridded", "speckled", "wavy")
@@ -80,10 +79,6 @@ class Scenes:
 
     def replace(self, **latents: Tensor) -> "Scenes":
         return Scenes({**self.latents, **latents}, self.level)
-
-
-def concat(parts: list[Scenes]) -> Scenes:
-    return Scenes({k: torch.cat([p.latents[k] for p in parts]) for k in parts[0].latents}, torch.cat([p.level for p in parts]))
 
 
 def sample(n: int, generator: torch.Generator, richness=None) -> Scenes:
@@ -189,7 +184,7 @@ def parse(prompts: list[str], generator: torch.Generator) -> Scenes:
     scenes = sample(len(prompts), generator, richness=1)
     for i, prompt in enumerate(prompts):
         match = _GRAMMAR.fullmatch(prompt)
-        if match is None:
+        if match is None or match["relation"] and match["count"]:
             raise ValueError(f'not a sentence of the microworld: {prompt!r}; say "a red circle left of a blue square"')
         said = {k: _WORDS[k].index(v) for k, v in match.groupdict().items() if v is not None}
         said["kind"] = 1 if "relation" in said else 2 if "count" in said else 0

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
+from numbers import Real
 from pathlib import Path
 
 import datasets
@@ -102,7 +103,7 @@ def triplets(
 
 def broken(row: dict) -> str:
     """Which invariant of the labels a row breaks, "" if none: E1 <= E2 <= 1, and R1 / E1 = R2 / E2 = a cosine."""
-    e1, e2, r1, r2 = (float("nan") if row[name] is None else float(row[name]) for name in ("E1", "E2", "R1", "R2"))
+    e1, e2, r1, r2 = (float(row[name]) if isinstance(row[name], Real) else math.nan for name in ("E1", "E2", "R1", "R2"))
     reasons = {
         "a label is no number": not all(map(math.isfinite, (e1, e2, r1, r2))),
         "E1 is above E2": e1 > e2 + 1e-5,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 
@@ -25,8 +25,8 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  
 
 
 def read(picture) -> Tensor:
-    """A PIL image, a path or an open file -> (3, h, w) uint8; 16-bit greys keep their range, transparency is dropped. Raises
-    ValueError that names a file that cannot be read."""
+    """A PIL image, a path or an open file -> (3, h, w) uint8, upright; 16-bit greys keep their range, transparency is dropped.
+    Raises ValueError that names a file that cannot be read."""
     try:
         array = _array(picture)
     except _UNREADABLE as error:
@@ -40,10 +40,15 @@ def to_pixels(picture) -> Tensor:
 
 
 def _array(picture) -> np.ndarray:
-    image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+    image = upright(picture if isinstance(picture, Image.Image) else Image.open(picture))
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turned as its camera says (EXIF), as datasets.Image() turns it too."""
+    return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
 
 
 def problem(contents: bytes | None) -> str:
@@ -136,11 +141,7 @@ def read_columns(source: Path, files: list[str], others=()) -> pd.DataFrame:
 
 def jpeg_bytes(pixels: Tensor, quality: int = 95) -> Tensor:
     """(b, 3, h, w) in [0, 1] -> (b,) float32 bytes of the JPEG file, 4:2:0, as DDPO's incompressibility reward."""
-    sizes = []
-    for array in pixels.detach().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy():
-        Image.fromarray(array).save(buffer := io.BytesIO(), "JPEG", quality=quality)
-        sizes.append(buffer.tell())
-    return torch.tensor(sizes, dtype=torch.float32)
+    return torch.tensor([len(file["bytes"]) for file in encode(pixels.detach(), "JPEG", quality=quality)], dtype=torch.float32)
 
 
 def statistics(pixels: Tensor) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 this machine. Each reader yields rows as it goes and puts those it leaves out, with the reason, into `rejects`."""
 
 import pickle
+import sys
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -28,10 +29,12 @@ _ADMITTED = {  # by package, over pandas 1 to 3 and numpy 1 and 2: containers, d
 
 
 class FrameUnpickler(pickle.Unpickler):
-    """Reads a pickled pandas frame and nothing else: a file that names any other function is refused, not run."""
+    """Reads a pickled pandas frame and nothing else: a file that names any other function is refused, not run, and no module is imported
+    for it."""
 
     def find_class(self, module: str, name: str):
-        if name in _ADMITTED.get(module.split(".")[0], "").split():
+        module = module.replace("numpy.core.", "numpy._core.")  # as numpy 1 wrote it
+        if name in _ADMITTED.get(module.split(".")[0], "").split() and (module in sys.modules or module == "__builtin__"):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"this file wants to call {module}.{name}, which no table needs; it may be hostile")
 
@@ -67,7 +70,7 @@ def official(folder, split: str, rejects: list[dict]) -> Iterator[dict]:
 
 def _contents(folder: Path, name) -> dict:
     """{"bytes", "path": None} of folder / name; no bytes but "trouble" for a name that leads nowhere or out of it."""
-    path = folder / str(name)
+    path = folder / str(name).replace("\0", "?")
     if not path.resolve().is_relative_to(folder.resolve()):
         return {"bytes": None, "path": None, "trouble": f"{name!r} leads outside {folder}; the table may be hostile"}
     if not path.is_file():
@@ -77,7 +80,7 @@ def _contents(folder: Path, name) -> dict:
 
 def _reason(row: dict, prompts, pictures) -> str:
     """Why a row is left out, "" if it is not."""
-    empty = [f"{name} is empty" for name in prompts if not str(row[name] or "").strip()]
+    empty = [f"{name} is empty" for name in prompts if not isinstance(row[name], str) or not row[name].strip()]
     trouble = {name: row[name].pop("trouble", "") or problem(row[name]["bytes"]) for name in pictures}
     return "; ".join(empty + [f"{name} {why}" for name, why in trouble.items() if why])
 

@@ -44,9 +44,9 @@ def endpoint(
 ) -> Iterator[str]:  # fmt: skip
     """Any OpenAI-compatible endpoint (`url` ends before /chat/completions), `workers` requests at a time; the key is read
     from the environment. The client waits and repeats on rate limits, timeouts and server errors; an answer without a
-    sentence is asked for again, `tries` times in all, then "" is given. Once more than `tokens` tokens (0: no limit)
-    are spent no further request is sent: RuntimeError, after all answers so far."""
-    from openai import OpenAI
+    sentence is asked for again, `tries` times in all, then "" is given, as for a prompt that the content policy refuses. Once
+    more than `tokens` tokens (0: no limit) are spent no further request is sent: RuntimeError, after all answers so far."""
+    from openai import BadRequestError, OpenAI
 
     key = os.environ.get(key_variable)
     if not key:
@@ -58,7 +58,12 @@ def endpoint(
         for _ in range(tries):
             if tokens and sum(spent) > tokens:
                 raise RuntimeError(f"{sum(spent)} tokens are spent, the limit is {tokens}; answers are kept: raise it and run again")
-            answer = client.chat.completions.create(model=model, messages=_messages(prompt))
+            try:
+                answer = client.chat.completions.create(model=model, messages=_messages(prompt))
+            except BadRequestError as refused:
+                if "content" in str(refused.code):  # its policy
+                    return ""
+                raise
             spent.append(answer.usage.total_tokens if answer.usage else 0)
             if refined := sentence(answer.choices[0].message.content or ""):
                 return refined

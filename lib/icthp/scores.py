@@ -41,6 +41,8 @@ class Scorer(nn.Module):
         check(pixels)
         if isinstance(prompts, str):
             raise ValueError("prompts must be a list of texts, not one string")
+        if not prompts:
+            raise ValueError("prompts must hold at least one text")
         return self._table(pixels, list(prompts))
 
     def _table(self, pixels: Tensor, prompts: list[str]) -> Tensor:
@@ -63,7 +65,7 @@ def check(pixels: Tensor) -> None:
     """Raises ValueError unless pixels are (b, 3, h, w), float in [0, 1] or uint8."""
     if pixels.ndim != 4 or pixels.shape[1] != 3 or not (pixels.is_floating_point() or pixels.dtype == torch.uint8):
         raise ValueError(f"pixels must be float or uint8 (b, 3, h, w), not {pixels.dtype} {tuple(pixels.shape)}")
-    if pixels.is_floating_point() and pixels.numel() and (pixels.min() < -0.01 or pixels.max() > 1.01):
+    if pixels.is_floating_point() and pixels.numel() and not (pixels.min() >= -0.01 and pixels.max() <= 1.01):  # NaN is out too
         raise ValueError(f"pixels must lie in [0, 1], not [{pixels.min():.3g}, {pixels.max():.3g}]")
 
 
@@ -93,6 +95,10 @@ class ClipScorer(Scorer, Shared):
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **_) -> "ClipScorer":
         return load_clip(model_id if Path(model_id).is_dir() else f"hf-hub:{model_id}")
+
+    def extra_repr(self) -> str:
+        """What tells scorers of equal weights apart."""
+        return f"scaled={self.scaled}, mean={self.model.visual.image_mean}, std={self.model.visual.image_std}, folded={self.folded}"
 
     @property
     def size(self) -> int:
@@ -236,6 +242,9 @@ class CombinedScorer(Scorer):
         self.bounds, self.product = [part[1:] for part in parts], product
         self.needs_prompt = any(part[0].needs_prompt for part in parts)
 
+    def extra_repr(self) -> str:
+        return f"weight, low, high={self.bounds}, product={self.product}"
+
     def forward(self, pixels: Tensor, prompts: list[str] | None = None) -> Tensor:
         cut = lambda x, low, high: x if low is None and high is None else x.clamp(low, high)
         values = [weight * cut(s(pixels, prompts), low, high) for s, (weight, low, high) in zip(self.scorers, self.bounds)]
@@ -330,14 +339,16 @@ def load(name: str, source: str | None = None, *, device=None, dtype=None) -> Sc
         raise ValueError(f"{name} has no weights at the micro scale: pass source=, e.g. an open_clip folder")
     parts = _parts(name, source)
     for made, folder in parts:
-        if "hf-hub:" not in folder and ("local-dir:" in folder or made == "hp") and not _holds_weights(made, folder):
-            raise FileNotFoundError(f"{folder} has no weights: `dvc repro {MADE_BY.get(made, made)}` makes it (`dvc pull` for data/)")
+        if made != "head" and "hf-hub:" not in folder and ("local-dir:" in folder or made == "hp") and not _holds_weights(made, folder):
+            remedy = f"`dvc repro {MADE_BY[made]}` makes it (`dvc pull` for data/)" if made in MADE_BY else "name the publisher's folder"
+            raise FileNotFoundError(f"{folder} has no weights: {remedy}")
     return _build(name, [folder for _, folder in parts]).requires_grad_(False).eval().to(device=device, dtype=dtype)
 
 
 def _holds_weights(name: str, source: str) -> bool:
     """Is a folder there and finished? One that a killed training left holds only its checkpoint."""
-    files = ("hp.safetensors", "hp_scorer/mlp_pytorch_model.bin") if name == "hp" else ("open_clip_config.json", *weights.FILES)
+    own = {"hp": ("hp.safetensors", "hp_scorer/mlp_pytorch_model.bin"), "imagereward": ("ImageReward.pt",)}
+    files = own.get(name, ("open_clip_config.json", *weights.FILES))
     return any((weights.folder_of(source) / file).exists() for file in files)
 
 
@@ -347,6 +358,8 @@ def _parts(name: str, source: str) -> list[tuple[str, str]]:
         ict, hp = source.split(",") if "," in source else (f"{source}/ict", f"{source}/hp")
         return [("ict", ict if ":" in ict else f"local-dir:{ict}"), ("hp", hp)]
     if name == "aesthetic":
+        if source.count(",") != 1:
+            raise ValueError(f'the source of aesthetic is "CLIP,head.pth", not {source!r}')
         return list(zip(("clip", "head"), source.split(",")))
     return [(name, source)]
 

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from icthp import evaluate, kernels, losses, pick_high, scores
-from icthp.hub import atomic
+from icthp.hub import atomic, fingerprint
 from icthp.loop import batch_indices, fit
 
 
@@ -38,6 +38,8 @@ def ict(*, out, triplets, clip, objective: str = "ict", variant: str = "paper", 
     freeze(*text_tower(scorer.model), fix_rate, parity)
     scorer.model.logit_scale.requires_grad_(objective == "preference")  # a plain cosine has none
     train = pick_high.Triplets(triplets, "train", scorer.size)
+    if near_lambda and not any(train.texts["near"]):
+        raise ValueError(f"{triplets} knows no near misses of its prompts: set near_lambda to 0")
     kinds = ("easy",) if objective == "preference" else ("easy", "refined", "near") if near_lambda else ("easy", "refined")
     options = {"neg_lambda": neg_lambda, "alpha": alpha, "beta": beta, "rounded": rounded}
     labels = train.labels(variant, theta)
@@ -52,7 +54,8 @@ def ict(*, out, triplets, clip, objective: str = "ict", variant: str = "paper", 
         easy, refined = (part[rows].to(device) for part in labels)
         loss = (kernels.sharded_ict_loss if spread else kernels.ict_loss)(v, *texts[:2], easy, refined, groups=groups, **options)
         if near_lambda and (has := [i for i, text in enumerate(train.prompts("near", rows)) if text]):  # some have nothing to change
-            loss = loss + near_lambda * losses.matched_loss(v[:, has], texts[2][has], torch.zeros_like(easy[has]))
+            near = losses.matched_loss(v[:, has], texts[2][has], torch.zeros_like(easy[has]))
+            loss = loss + near_lambda * len(has) / len(rows) * near  # so that the mean over processes is that of the batch
         return loss
 
     return _train(scorer, scorer.model, loss_of, train, out, told, device=device, label="ict", **training)
@@ -120,10 +123,11 @@ class _Raw(nn.Module):
 
 def _ict_scalars(source: str, train: pick_high.Triplets, out, device) -> Tensor:
     """(n, 3) scores of the frozen ICT, computed by the first process, kept for a resumed run."""
-    file = Path(out) / "work/ict_scalars.pt"
+    scorer = scores.load("ict", source, device=device)
+    file = Path(out) / f"work/ict-{fingerprint(scorer)[:16]}-{train.rows._fingerprint}.pt"
     with PartialState().main_process_first():
         if not file.exists():
-            scored = evaluate.score_triplets(scores.load("ict", source, device=device), train.cache(_store(out)))
+            scored = evaluate.score_triplets(scorer, train.cache(_store(out)))
             atomic(file, lambda partial: torch.save(scored, partial))
     return torch.load(file, weights_only=True)
 
@@ -148,7 +152,7 @@ def _train(scorer: scores.Scorer, model: nn.Module, loss_of, train: pick_high.Tr
     held = train.groups % round(1 / validation) == 0 if validation else torch.zeros(len(train), dtype=torch.bool)
     learnt, judged = (~held).nonzero()[:, 0], held.nonzero()[:, 0]
     if len(learnt) < 2 or validation and len(judged) < 2:
-        raise ValueError(f"{len(train)} triplets are too few to keep {validation:.0%} of their prompts for validation")
+        raise ValueError(f"keeping {validation:.0%} of the prompts of {len(train)} triplets for validation leaves too few on one side")
     rows_of = lambda i: learnt[batch_indices(i, n=len(learnt), size=batch, seed=seed)]
 
     def groups_of(rows: Tensor) -> Tensor | None:

@@ -80,7 +80,15 @@ def model_config(source: str) -> dict:
     source = f"local-dir:{source}" if Path(source).is_dir() else source
     if folder := _transformers_folder(source) if ":" in source else None:
         return _from_transformers(folder)
-    return open_clip.get_model_config(source if ":" in source else source.partition("/")[0])
+    if ":" in source:
+        return open_clip.get_model_config(source)
+    name, _, tag = source.partition("/")
+    return open_clip.get_model_config(name) | ({"quick_gelu": True} if _quick_gelu(name, tag) else {})
+
+
+def _quick_gelu(name: str, tag: str) -> bool:
+    """Were these weights trained with the activation that open_clip's architecture of that name does not have?"""
+    return bool((open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu"))
 
 
 def _from_transformers(folder) -> dict:
@@ -103,7 +111,7 @@ def _from_transformers(folder) -> dict:
 def folder_of(source: str) -> Path:
     """The folder behind "local-dir:folder", a path, or "hf-hub:org/repo", which is downloaded if it is not there yet."""
     if source.startswith("hf-hub:"):
-        return Path(snapshot_download(source.removeprefix("hf-hub:"), allow_patterns=["*.json", "*.txt", "*.safetensors", "*.bin"]))
+        return Path(snapshot_download(source.removeprefix("hf-hub:"), allow_patterns=["*.json", "*.txt", "*.safetensors", "*.bin", "*.pt"]))
     return Path(source.removeprefix("local-dir:"))
 
 
@@ -131,7 +139,9 @@ def read_clip(source: str) -> tuple[nn.Module, object]:
     if Path(weights).is_file():
         model = open_clip.create_model(name, load_weights=False)
         return fill(model, to_open_clip(read_state(weights)), weights), open_clip.get_tokenizer(name)
-    model = open_clip.create_model(name, pretrained=weights or None, require_pretrained=True)
+    model = open_clip.create_model(
+        name, pretrained=weights or None, require_pretrained=True, force_quick_gelu=":" not in source and _quick_gelu(name, weights)
+    )
     return model.eval(), open_clip.get_tokenizer(name)
 
 

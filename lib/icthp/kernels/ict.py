@@ -150,7 +150,7 @@ def _value_and_gradients(images, texts, labels, wanted, *, neg_lambda, impl, wor
     dv, dt = (torch.zeros_like(wide_v), torch.zeros_like(wide_t)) if wanted else (None, None)
     _add_matched(dv, dt, slope, wide_v, wide_t)
     on_cpu = impl != "triton" and torch.cpu._is_avx512_bf16_supported()  # Triton's interpreter cannot multiply bfloat16
-    fast = images.dtype == torch.bfloat16 and (images.is_cuda or on_cpu)
+    fast = all(x.dtype == torch.bfloat16 for x in (images, *texts)) and (images.is_cuda or on_cpu)
     factors = (images.flatten(0, 1), torch.cat(texts)) if fast else (wide_v.flatten(0, 1), wide_t.flatten(0, 1))
     if impl == "gram":
         total = 0  # of the pairs that are no negatives
