@@ -32,13 +32,18 @@ class Table:
     """A table of study/ with stage, row, measure, mean, low and high: table("ict", "base", "i2_i1"), "" where there is none."""
 
     def __init__(self, file):
-        self.rows = pd.read_csv(file).set_index(["stage", "row", "measure"])[["mean", "low", "high"]]
+        self.rows = pd.read_csv(file).set_index(["stage", "row", "measure"])
 
     def __call__(self, stage: str, row: str, measure: str, digits: int = 2) -> str:
         if (stage, row, measure) not in self.rows.index:
             return ""
-        mean, low, high = self.rows.loc[(stage, row, measure)]
-        return text({"x": mean, "x_low": low, "x_high": high}, "x", digits)
+        found = self.rows.loc[(stage, row, measure)]
+        return text({"x": found["mean"], "x_low": found.low, "x_high": found.high}, "x", digits)
+
+    def minus(self, *where: str, digits: int = 2) -> str:
+        """How far the row lies from the stage's "corrected", with the p."""
+        found = self.rows.loc[where]
+        return f"{text(found, 'minus', digits)}, p = {found.minus_p:.2g}"
 
     def mean(self, *where: str, digits: int = 2) -> str:
         return self(*where, digits=digits).partition(" ")[0]

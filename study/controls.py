@@ -72,20 +72,31 @@ def measured(scorer: scores.Scorer, params: dict) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def table(stages: dict[str, dict]) -> pd.DataFrame:
-    """Every row of the stages that was measured: mean over prompts and seeds, 95 % bootstrap over prompts of their means over seeds."""
+def table(stages: dict[str, dict], against: str = "") -> pd.DataFrame:
+    """Every row of the stages that was measured: mean over prompts and seeds, 95 % bootstrap over prompts of their means over seeds. Beside
+    it `minus`, the mean paired difference from the row `against` of the stage, if given, and its p (evaluate.paired)."""
     rows = []
     for stage, row in ((stage, row) for stage, named in stages.items() for row in named):
-        files = sorted((RUNS / stage).glob(f"{row}-[0-9]*.parquet"))
-        if not files:
+        values = seeds_of(stage, row)
+        if values is None:
             print(f"{stage} {row} was not measured")
             continue
-        values = pd.concat([pd.read_parquet(file).assign(seed=seed) for seed, file in enumerate(files)])
+        other = seeds_of(stage, against) if against not in ("", row) else None
         for measure, part in values.groupby("measure", sort=False):
             by_seed = part.groupby("seed").value.mean()
             entry = {"stage": stage, "row": row, "measure": measure} | evaluate.interval(part.value, part.unit)
-            rows.append(entry | {"seeds": len(files), "lowest_seed": by_seed.min(), "highest_seed": by_seed.max()})
+            entry |= {"seeds": len(by_seed), "lowest_seed": by_seed.min(), "highest_seed": by_seed.max()}
+            if other is not None and measure in set(other.measure):
+                pair = [x[x.measure == measure].groupby("unit").value.mean() for x in (values, other)]
+                apart = evaluate.paired(pair[0], pair[1].reindex(pair[0].index))
+                entry |= {"minus": apart["mean"], "minus_low": apart["low"], "minus_high": apart["high"], "minus_p": apart["p"]}
+            rows.append(entry)
     return pd.DataFrame(rows)
+
+
+def seeds_of(stage: str, row: str) -> pd.DataFrame | None:
+    files = sorted((RUNS / stage).glob(f"{row}-[0-9]*.parquet"))
+    return pd.concat([pd.read_parquet(file).assign(seed=seed) for seed, file in enumerate(files)]) if files else None
 
 
 def stamp(found: pd.DataFrame, file: str) -> None:
@@ -100,7 +111,7 @@ def main(argv: list[str]) -> None:
     run.enter_project()
     rows = READ(Path("study/params.yaml"))
     if argv == ["table"]:
-        stamp(table({stage: rows[stage] for stage in ("ict", "hp")}), "study/controls.csv")
+        stamp(table({stage: rows[stage] for stage in ("ict", "hp")}, "corrected"), "study/controls.csv")
         return
     stage, row, seed = argv[0], argv[1], int(argv[2])
     params, options = READ(Path("params.yaml")), rows[stage][row]

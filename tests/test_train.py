@@ -387,6 +387,8 @@ def test_controls_are_trained_measured_and_tabled(triplets_folder, clip_folder, 
     table = pd.read_csv("study/controls.csv")
     assert set(zip(table.stage, table.row)) == {(stage, row) for stage, named in rows.items() for row in named}
     assert set(table[table.row == "statistics"].measure) == {"i2_i1", "i3_i2", "i3_i1", "paradox_rate"} and (table.low <= table.high).all()
+    base, own = (table[(table.stage == "ict") & (table.row == row)].set_index("measure") for row in ("base", "corrected"))
+    assert (base.minus - (base["mean"] - own["mean"])).abs().max() < 2e-4 and own.minus.isna().all()
 
 
 # ---- sharing --------------------------------------------------------------------------------------------------------
