@@ -53,8 +53,9 @@ def ict_loss(
 
     float64 and float32 are computed as they are; bfloat16 mismatched cosines in bfloat16 products where the processor has
     them (the value is then exact to 2e-3), all else in float32. "gram" takes the pairs that are no negatives from the sum of
-    all: where one triplet has nearly all the weight, float32 loses the others. Raises ValueError for an unknown impl, or where
-    it would be wrong: "gram" knows no weight that is not constant, only "eager" rounds. See also `sharded_ict_loss`."""
+    all: where one triplet has nearly all the weight, float32 loses the others. sample_weights are constants: only "eager" gives
+    them a gradient. Raises ValueError for an unknown impl, or where it would be wrong: "gram" knows no weight that is not
+    constant, only "eager" rounds. See also `sharded_ict_loss`."""
     data = images, easy, refined, easy_labels, refined_labels
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, not {impl!r}")
