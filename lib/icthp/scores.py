@@ -65,7 +65,7 @@ def check(pixels: Tensor) -> None:
     """Raises ValueError unless pixels are (b, 3, h, w), float in [0, 1] or uint8."""
     if pixels.ndim != 4 or pixels.shape[1] != 3 or not (pixels.is_floating_point() or pixels.dtype == torch.uint8):
         raise ValueError(f"pixels must be float or uint8 (b, 3, h, w), not {pixels.dtype} {tuple(pixels.shape)}")
-    if pixels.is_floating_point() and pixels.numel() and not (pixels.min() >= -0.01 and pixels.max() <= 1.01):  # NaN is out too
+    if pixels.is_floating_point() and pixels.numel() and (pixels.min() < -0.01 or pixels.max() > 1.01):  # NaN scores NaN
         raise ValueError(f"pixels must lie in [0, 1], not [{pixels.min():.3g}, {pixels.max():.3g}]")
 
 
