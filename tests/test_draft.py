@@ -385,7 +385,7 @@ def test_two_processes_tune_as_one_does(sd3_folder, tmp_path, method):
     new = hub.load_pipeline(str(sd3_folder))
     draft.add_lora(new, rank=2)
     draft.save_lora(new, tmp_path / "new")
-    assert (read("new") - one).norm() > 0.01
+    assert (read("new") - one).norm() > {"draft": 0.1, "dpo": 0.01}[method]
 
 
 def test_a_dpo_step_prefers_the_higher_reward(pipe, prompt):

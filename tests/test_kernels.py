@@ -60,7 +60,8 @@ def poisoned(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("options", OPTIONS)
 def test_equals_the_oracle(impl, b, d, dtype, options, monkeypatch, poisoned):
-    """Against float64 on the same input: float32 to 1e-6, bfloat16 to the rounding of its gradients, 2^-8, and of its products, 2^-7."""
+    """Against float64 on the same input: float32 to 1e-6, bfloat16 to the rounding of its gradients, 2^-8; two triplets, whose
+    one mismatched pair is a difference of products in bfloat16, to twice that."""
     monkeypatch.setattr(ict, "CHUNK", 50)  # several uneven blocks
     options, data = OPTIONS[options](b), triplets(b, d, dtype)
     if impl == "gram" and "beta" in options or impl == "triton" and dtype == torch.float64:
@@ -71,7 +72,7 @@ def test_equals_the_oracle(impl, b, d, dtype, options, monkeypatch, poisoned):
     here, there = moved(data, options)
     fast = [x.cpu() for x in value_and_gradients(kernels.ict_loss, here, impl=impl, **there)]
     rounded = dtype == torch.bfloat16 and (DEVICE == "cuda" or impl != "triton" and torch.cpu._is_avx512_bf16_supported())
-    bound = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-7 if rounded else 2**-8}[dtype]
+    bound = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-7 if rounded and b == 2 else 2**-8}[dtype]
     assert error(fast[0], exact[0]) <= (2e-3 if rounded else min(bound, 1e-6))
     assert all(x.dtype == dtype for x in fast[1:])
     assert max(error(x, y) for x, y in zip(fast[1:], exact[1:])) <= bound
