@@ -1,4 +1,4 @@
-"""`make readme`: README.md from docs/README.md.j2, in which every measured number is read from the file that holds it."""
+"""`make readme`: README.md from docs/README.md.j2, in which results are read from the files that hold them."""
 
 import json
 from pathlib import Path
@@ -32,13 +32,12 @@ class Table:
     """A table of study/ with stage, row, measure, mean, low and high: table("ict", "base", "i2_i1"), "" where there is none."""
 
     def __init__(self, file):
-        self.rows = pd.read_csv(file).set_index(["stage", "row", "measure"])
+        rows = pd.read_csv(file).rename(columns={"low": "mean_low", "high": "mean_high"})
+        self.rows = rows.set_index(["stage", "row", "measure"])
 
     def __call__(self, stage: str, row: str, measure: str, digits: int = 2) -> str:
-        if (stage, row, measure) not in self.rows.index:
-            return ""
-        found = self.rows.loc[(stage, row, measure)]
-        return text({"x": found["mean"], "x_low": found.low, "x_high": found.high}, "x", digits)
+        where = stage, row, measure
+        return text(self.rows.loc[where], "mean", digits) if where in self.rows.index else ""
 
     def minus(self, *where: str, digits: int = 2) -> str:
         """How far the row lies from the stage's "corrected", with the p."""
@@ -46,7 +45,7 @@ class Table:
         return f"{text(found, 'minus', digits)}, p = {found.minus_p:.2g}"
 
     def mean(self, *where: str, digits: int = 2) -> str:
-        return self(*where, digits=digits).partition(" ")[0]
+        return f"{self.rows.loc[where, 'mean']:.{digits}f}"
 
 
 class Curves:

@@ -95,6 +95,7 @@ def table(stages: dict[str, dict], against: str = "") -> pd.DataFrame:
 
 
 def seeds_of(stage: str, row: str) -> pd.DataFrame | None:
+    """What was measured of a row with every seed, None if nothing was."""
     files = sorted((RUNS / stage).glob(f"{row}-[0-9]*.parquet"))
     return pd.concat([pd.read_parquet(file).assign(seed=seed) for seed, file in enumerate(files)]) if files else None
 

@@ -81,9 +81,10 @@ def fit(
         raise ValueError(f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
     if keep not in ("last", "best") or keep == "best" and not (checkpoint and validate):
         raise ValueError(f'keep must be "last", or "best" with a checkpoint and a validation, not {keep!r}')
-    if PartialState(cpu=next(model.parameters()).device.type == "cpu").num_processes == 1:
+    cpu = next(model.parameters()).device.type == "cpu"
+    if PartialState(cpu=cpu).num_processes == 1:
         AcceleratorState._reset_state()  # an earlier fit of this process may have had another precision
-    accelerator = Accelerator(mixed_precision=precision, cpu=next(model.parameters()).device.type == "cpu")
+    accelerator = Accelerator(mixed_precision=precision, cpu=cpu)
     trainable = [p for p in model.parameters() if p.requires_grad]
     plain, average = model, EMAModel(trainable, decay=ema) if ema else None
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(trainable, lr=lr, betas=betas, weight_decay=weight_decay))
