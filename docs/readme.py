@@ -19,7 +19,7 @@ class Results:
     """A file of metrics: results("name") with its interval, results.mean("name") without."""
 
     def __init__(self, file):
-        self.row = json.loads(Path(file).read_text())
+        self.row = json.loads(Path(file).read_text(encoding="utf-8"))
 
     def __call__(self, name: str, digits: int = 2) -> str:
         return text(self.row, name, digits)
@@ -63,7 +63,10 @@ class Benchmarks:
 
     def __init__(self, file):
         rows = pd.read_csv(file).set_index(["what", "size", "peer"])
-        self.rows, self.facts = rows[["ours ms", "peer ms", "ratio"]], json.loads(Path(file).with_suffix(".json").read_text())
+        self.rows, self.facts = (
+            rows[["ours ms", "peer ms", "ratio"]],
+            json.loads(Path(file).with_suffix(".json").read_text(encoding="utf-8")),
+        )
 
     def __call__(self, what: str, size: str, peer: str, shown: str) -> str:
         ours, theirs, ratio = self.rows.loc[(what, size, peer)]
@@ -89,4 +92,4 @@ def render(runs="runs", models="models", study="study") -> str:
 
 
 if __name__ == "__main__":
-    Path("README.md").write_text(render())
+    Path("README.md").write_text(render(), encoding="utf-8")

@@ -23,7 +23,7 @@ def notebooks(runs: Path, out: Path) -> list[str]:
     exporter, names = HTMLExporter(embed_images=True), []
     for file in sorted(runs.glob("notebooks/*.ipynb")):
         html, _ = exporter.from_filename(str(file))
-        (out / f"{file.stem}.html").write_text(html)
+        (out / f"{file.stem}.html").write_text(html, encoding="utf-8")
         names.append(file.stem)
     return names
 
@@ -48,7 +48,9 @@ def main(runs="runs", figures="figures", out="site") -> None:
         for picture in pictures:
             shutil.copy(picture, out / folder)
     names = notebooks(runs, out)
-    (out / "index.html").write_text(index(Path("README.md").read_text(), names, sorted(p.name for p in (out / "figures").iterdir())))
+    (out / "index.html").write_text(
+        index(Path("README.md").read_text(encoding="utf-8"), names, sorted(p.name for p in (out / "figures").iterdir())), encoding="utf-8"
+    )
     print(f"{out}/index.html and {len(names)} notebooks: python -m http.server --directory {out}")
 
 

@@ -35,7 +35,7 @@ def measure(row: str, seed: int, options: dict, params: dict) -> pd.DataFrame:
         pipe.load_lora_weights(str(RUNS / f"{row}-{seed}" / options["reward"]))
     prompts = Path(shared["prompts"])
     tasks = [task for task in geneval.read_metadata(prompts / "geneval.jsonl") for _ in range(own["geneval_images"])]
-    texts = (prompts / "test.txt").read_text().splitlines()[: own["test_prompts"]]
+    texts = (prompts / "test.txt").read_text(encoding="utf-8").splitlines()[: own["test_prompts"]]
     draw = lambda texts, k: draft.generate(
         pipe, texts, steps=shared["sampler_steps"], seed=100_000 * seed + 10_000 * k, size=shared["size"], guidance=own["guidance"]
     )

@@ -592,7 +592,7 @@ def test_two_processes_draw_what_one_does(scenes, sd3_folder, tmp_path):
     one = draft.generate_shards(hub.load_pipeline(str(sd3_folder)), texts, list(range(7)), tmp_path / "one", shard=2, **DRAW)
     torch.set_num_threads(threads)
     digest = hashlib.sha256(b"".join(row["bytes"] for row in one)).hexdigest()
-    assert [(tmp_path / f"two.{rank}").read_text() for rank in (0, 1)] == [f"{digest} 2"] * 2
+    assert [(tmp_path / f"two.{rank}").read_text(encoding="utf-8") for rank in (0, 1)] == [f"{digest} 2"] * 2
 
 
 def test_a_pipeline_that_was_not_folded_draws_its_own_pictures(sd3_folder):

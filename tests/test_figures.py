@@ -36,9 +36,9 @@ def test_a_table_is_written_in_three_formats(tmp_path):
     frame = pd.DataFrame({"a_b": ["0.5 [0.4, 0.6]", None], "c %": [1, 2]}, index=["CLIP", "I2 > I1"])
     figures.table(frame, "t", tmp_path, "What it says.")
     assert pd.read_csv(tmp_path / "t.csv", index_col=0).loc["CLIP", "a_b"] == "0.5 [0.4, 0.6]"
-    lines = (tmp_path / "t.md").read_text().splitlines()
+    lines = (tmp_path / "t.md").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "What it says." and lines[-1].replace(" ", "") == "|I2>I1||2|"
-    latex = (tmp_path / "t.tex").read_text()
+    latex = (tmp_path / "t.tex").read_text(encoding="utf-8")
     assert r"a\_b & c \%" in latex and r"\toprule" in latex and "nan" not in latex.lower() and r"\caption{What it says.}" in latex
 
 

@@ -112,7 +112,7 @@ def test_the_page_is_one_file_that_escapes_what_it_shows(folder, loaded, tmp_pat
     table = with_prompts(folder)
     table.loc[0, "prompt"] = '<script>alert("x")</script>'
     table = gallery.score(loaded, table, tmp_path / "store")
-    page = gallery.write_html(tmp_path / "g.html", loaded, table, "mine & yours", "jpeg").read_text()
+    page = gallery.write_html(tmp_path / "g.html", loaded, table, "mine & yours", "jpeg").read_text(encoding="utf-8")
     assert page.count("<figure ") == 5 and "alert(&quot;x" in page and 'alert("x' not in page and "mine &amp; yours" in page
     order = [float(v) for v in re.findall(r'data-jpeg="([0-9.e+-]+)"', page)]
     assert order == sorted(order, reverse=True) and len(order) == 5 and "http" not in page.replace("data:image", "")
@@ -123,7 +123,7 @@ def test_a_browser_sorts_the_page(folder, loaded, tmp_path):
     table = gallery.score(loaded, with_prompts(folder), tmp_path / "store")
     file = gallery.write_html(tmp_path / "g.html", loaded, table, "mine", "jpeg")
     press = "<script>document.querySelector('button[data-score=clip]').click()</script></body>"
-    file.write_text(file.read_text().replace("</body>", press))
+    file.write_text(file.read_text(encoding="utf-8").replace("</body>", press))
     command = [
         "chromium",
         "--headless=new",

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from icthp import draft, hub, kernels, microworld, pictures, scores, weights
+from icthp import draft, files, hub, kernels, microworld, pictures, scores, weights
 from icthp.pictures import jpeg_bytes
 
 
@@ -252,7 +252,7 @@ def test_generate_does_not_depend_on_the_batch(sd3_folder, prompts):
 def test_released_weights_are_safetensors_only(clip_folder, sd3_folder):
     files = [p.suffix for folder in (clip_folder, sd3_folder) for p in folder.rglob("*") if p.is_file()]
     assert not {".bin", ".pt", ".pth", ".ckpt", ".pkl"} & set(files)
-    assert json.loads((sd3_folder / "model_index.json").read_text())["text_encoder_3"] == [None, None]
+    assert json.loads((sd3_folder / "model_index.json").read_text(encoding="utf-8"))["text_encoder_3"] == [None, None]
 
 
 def test_load_does_not_unpickle(clip_folder, tmp_path):
@@ -330,7 +330,9 @@ def test_combined_scores(clip_folder):
 def test_a_fingerprint_sees_where_a_weight_is():
     one, two = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
     two.load_state_dict({"weight": one.weight.T.clone(), "bias": one.bias})
-    assert hub.fingerprint(one) != hub.fingerprint(two) and len({hub.fingerprint(one.bfloat16()), hub.fingerprint(one.float())}) == 2
+    assert (
+        files.fingerprint(one) != files.fingerprint(two) and len({files.fingerprint(one.bfloat16()), files.fingerprint(one.float())}) == 2
+    )
 
 
 def test_openais_weights_get_their_activation(monkeypatch):

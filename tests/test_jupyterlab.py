@@ -72,7 +72,7 @@ def lab(tmp_path):
     with open(tmp_path / "lab.log", "w") as log:
         server = subprocess.Popen([BIN / "jupyter", "lab", *options, "notebooks"], cwd=ROOT, env=environment, stdout=log, stderr=log)
     for _ in range(120):
-        if found := re.search(r"http://(?:localhost|127\.0\.0\.1):(\d+)/lab", (tmp_path / "lab.log").read_text()):
+        if found := re.search(r"http://(?:localhost|127\.0\.0\.1):(\d+)/lab", (tmp_path / "lab.log").read_text(encoding="utf-8")):
             break
         time.sleep(0.5)
     yield f"http://127.0.0.1:{found[1]}"

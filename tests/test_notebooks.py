@@ -50,7 +50,7 @@ def score(images, tmp_path, **parameters):
     """A2's table and all that it printed."""
     out = tmp_path / "out"
     printed = execute("A2_score_your_images", images=str(images), out=str(out), models=str(tmp_path / "none"), **parameters)
-    assert (out / "gallery.png").stat().st_size > 1000 and "<figure" in (out / "gallery.html").read_text()
+    assert (out / "gallery.png").stat().st_size > 1000 and "<figure" in (out / "gallery.html").read_text(encoding="utf-8")
     return pd.read_parquet(out / "scores.parquet"), printed
 
 
@@ -98,7 +98,7 @@ def test_01_takes_a_table_of_real_pictures(tmp_path):
     folders = {"photographs": str(DATA / "examples"), "out": str(tmp_path / "out")}
     table = {"pictures_table": str(tmp_path / "t.jsonl"), "levels": "plain,rich"}
     execute("01_scoring_paradox", small_clip_steps=0, estimate_scenes=2, **folders, **table)
-    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text(encoding="utf-8"))
     assert metrics["paradox_rate_short_clip_n"] == 4 and metrics["jpeg_ratio"] > 1.3 and "formula_r2" not in metrics
     assert {"clip_short_0", "clip_short_1", "truncated_short"} <= metrics.keys()
     assert len(pd.read_parquet(tmp_path / "out/levels.parquet")) == 4 * 2 * 3

@@ -98,7 +98,7 @@ def test_the_dataset_loads_as_the_hub_loads_it(folder, tmp_path):
     loaded = datasets.load_dataset(str(tmp_path / "dataset"), cache_dir=str(tmp_path / "cache"))
     assert list(loaded) == ["test"] and loaded["test"].features == pick_high.TRIPLETS and loaded["test"].num_rows == 6
     assert loaded["test"][5]["image_3"].size == (96, 96)
-    card = (tmp_path / "dataset/README.md").read_text()
+    card = (tmp_path / "dataset/README.md").read_text(encoding="utf-8")
     assert "| test | 6 |" in card and "by\nconstruction" in card and f"theta = {THETA}" in card
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from conftest import ROOT
 
-README, TEMPLATE = (ROOT / "README.md").read_text(), (ROOT / "docs/README.md.j2").read_text()
+README, TEMPLATE = (ROOT / "README.md").read_text(encoding="utf-8"), (ROOT / "docs/README.md.j2").read_text(encoding="utf-8")
 
 
 def test_it_is_the_templates_text():
@@ -31,7 +31,7 @@ def test_it_is_the_templates_text():
 
 
 def test_named_tests_exist():
-    written = "".join(file.read_text() for file in ROOT.glob("tests/test_*.py"))
+    written = "".join(file.read_text(encoding="utf-8") for file in ROOT.glob("tests/test_*.py"))
     missing = [name for name in re.findall(r"`(test_\w+)`", README) if f"def {name}(" not in written]
     assert not missing
 
@@ -40,7 +40,7 @@ def test_linked_files_and_targets_exist():
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     assert links and not [link for link in links if not (ROOT / link).exists()]
     told = set(re.findall(r"(?:^|`)make (\w+)", README, re.M))
-    assert told and told <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    assert told and told <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
 
 
 @pytest.mark.parametrize("snippet", re.findall(r"```python\n(.*?)```", README, re.S), ids=lambda s: s.split("\n")[0][:40])

@@ -168,7 +168,7 @@ def test_an_answer_is_asked_for_once(tmp_path):
 def test_a_cut_line_is_asked_again(tmp_path):
     path = tmp_path / "refined.jsonl"
     refine.stored(["a", "b"], lambda prompts: [p.upper() for p in prompts], path, "m")
-    path.write_text(path.read_text()[:-9])
+    path.write_text(path.read_text(encoding="utf-8")[:-9])
     asked = []
     assert refine.stored(["a", "b"], lambda prompts: [asked.append(p) or p.upper() for p in prompts], path, "m") == ["A", "B"]
     assert asked == ["b"] and refine.stored(["a", "b"], None, path, "m") == ["A", "B"]
@@ -181,11 +181,11 @@ def test_kill_9_while_refining(endpoint, tmp_path):
             "refine.stored(prompts, lambda p: refine.endpoint(p, 'm', url, workers=1), path, 'm')")  # fmt: skip
     endpoint.delay = 0.1
     child = subprocess.Popen([sys.executable, "-c", code, endpoint.url, str(path), *prompts], env=os.environ)
-    while not path.exists() or path.read_text().count("dusk") < 3:
+    while not path.exists() or path.read_text(encoding="utf-8").count("dusk") < 3:
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    paid = path.read_text().count("dusk")
+    paid = path.read_text(encoding="utf-8").count("dusk")
     time.sleep(0.3)
     endpoint.seen.clear()
     assert refine.stored(prompts, lambda p: refine.endpoint(p, "m", endpoint.url), path, "m") == [f"{p}, at dusk" for p in prompts]

@@ -28,18 +28,18 @@ def write(path, parameters, *cells):
 
 def test_types_survive(project):
     assert run.main(["n.ipynb", "stage"]) == 0
-    assert (project / "seen.txt").read_text() == "[1e-05, False, 'no', 3, '', 7]"
+    assert (project / "seen.txt").read_text(encoding="utf-8") == "[1e-05, False, 'no', 3, '', 7]"
     assert (project / "runs/notebooks/n.ipynb").exists()
 
 
 def test_a_value_on_the_command_line(project):
     assert run.main(["n.ipynb", "stage", "name=ict"]) == 0
-    assert "'ict'" in (project / "seen.txt").read_text() and (project / "runs/notebooks/n-ict.ipynb").exists()
+    assert "'ict'" in (project / "seen.txt").read_text(encoding="utf-8") and (project / "runs/notebooks/n-ict.ipynb").exists()
 
 
 def test_command_line_values_have_types(project, capsys):
     assert run.main(["n.ipynb", "stage", "n=5", "flag=true", "lr=1e-3"]) == 0
-    assert (project / "seen.txt").read_text() == "[0.001, True, 'no', 5, '', 7]"
+    assert (project / "seen.txt").read_text(encoding="utf-8") == "[0.001, True, 'no', 5, '', 7]"
     assert run.main(["n.ipynb", "stage", "n"]) == 1
     assert "'n' is no parameter; write name=value" in capsys.readouterr().err
 
@@ -90,7 +90,7 @@ def test_need_says_which_stage(project):
 
 
 def load(path):
-    return yaml.safe_load((ROOT / path).read_text())
+    return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("profile", ["smoke", "lab", "paper"])
@@ -129,7 +129,7 @@ def imports(source, known=frozenset({"run"})):
     nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("icthp")]
     used = {m for n in nodes for m in ([a.name for a in n.names] if n.module == "icthp" else [n.module.split(".")[1]])} - known
     files = [f for m in used for f in [*ROOT.glob(f"lib/icthp/{m}.py"), *ROOT.glob(f"lib/icthp/{m}/*.py")]]
-    return used.union(*(imports(f.read_text(), known | used) for f in files))
+    return used.union(*(imports(f.read_text(encoding="utf-8"), known | used) for f in files))
 
 
 @pytest.mark.parametrize("section", sorted(load("dvc.yaml")["stages"].keys() - {"strip"}))
@@ -143,7 +143,7 @@ def test_a_stage_depends_on_every_module_that_it_uses(section):
 
 def test_the_study_depends_on_every_module_that_it_uses():
     for stage in load("study/dvc.yaml")["stages"].values():
-        used = set().union(*(imports((ROOT / d).read_text()) for d in stage["deps"] if d.startswith("study/")))
+        used = set().union(*(imports((ROOT / d).read_text(encoding="utf-8")) for d in stage["deps"] if d.startswith("study/")))
         assert {d.split("/")[2].removesuffix(".py") for d in stage["deps"] if d.startswith("lib/")} == used
 
 
@@ -151,6 +151,6 @@ def test_the_study_depends_on_every_module_that_it_uses():
 def test_the_library_needs_no_notebook_tools(path):
     """Papermill and its like are an extra: only run.py imports them, and no module imports run.py (train's command line does)."""
     if path.name != "run.py":
-        nodes = [n for n in ast.parse(path.read_text()).body if isinstance(n, (ast.Import, ast.ImportFrom))]
+        nodes = [n for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, (ast.Import, ast.ImportFrom))]
         named = {a.name for n in nodes for a in n.names} | {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
         assert not named & {"papermill", "nbformat", "ruamel.yaml", "icthp.run", "run", "dvc"}

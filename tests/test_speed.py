@@ -16,7 +16,7 @@ def measured(tmp_path_factory):
     command = [sys.executable, "-m", "icthp.run", "notebooks/A3_benchmarks.ipynb", "bench", *sizes]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((out / "metrics.json").read_text())
+    return json.loads((out / "metrics.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(

@@ -454,7 +454,7 @@ def test_a_pushed_scorer_is_the_saved_one(pushed, clip_folder, tmp_path, name):
     again = scores.load(name, source.replace("saved", "arrived"))
     pixels = torch.rand(2, 3, 64, 64)
     assert torch.equal(again.score(pixels, ["a", "b"]), scorer.score(pixels, ["a", "b"]))
-    card = (tmp_path / "arrived/README.md").read_text()
+    card = (tmp_path / "arrived/README.md").read_text(encoding="utf-8")
     assert "| ict_i2_i1_acc | 0.610 | 0.500 to 0.700 | 90 |" in card and "final_loss" not in card and "- steps: `9`" in card
     assert "micro numbers" in card and "Known failures" in card and card.startswith("---\n")
     assert (

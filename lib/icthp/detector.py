@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from icthp import microworld
+from icthp.files import atomic, save_json
 from icthp.geneval import ClipColours, Detection, Judge, Mask2Former, check
 
 
@@ -59,15 +60,16 @@ class Detector(nn.Module):
 
     def save(self, folder) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, Path(folder) / "model.safetensors")
-        (Path(folder) / "config.json").write_text(json.dumps(self.config))
+        state = {k: v.contiguous() for k, v in self.state_dict().items()}
+        atomic(Path(folder) / "model.safetensors", lambda partial: save_file(state, partial))
+        save_json(Path(folder) / "config.json", self.config)
 
     @classmethod
     def load(cls, folder) -> "Detector":
         config = Path(folder) / "config.json"
         if not config.exists():
             raise FileNotFoundError(f"no detector in {folder}: `make data` makes it, `dvc pull` fetches it")
-        model = cls(**json.loads(config.read_text()))
+        model = cls(**json.loads(config.read_text(encoding="utf-8")))
         model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
         return model.eval()
 
@@ -78,7 +80,7 @@ def eyes(source: str, clip=None, device="cpu") -> Detector | Judge:
     config = Path(source) / "config.json"
     if not Path(source).is_dir() and len(Path(source).parts) != 2:
         raise FileNotFoundError(f"{source} is no folder with a detector (`dvc pull` for data/), nor a name on the Hub")
-    if config.exists() and "width" in json.loads(config.read_text()):
+    if config.exists() and "width" in json.loads(config.read_text(encoding="utf-8")):
         return Detector.load(source)
     return Judge(Mask2Former(source, device), ClipColours(clip))
 

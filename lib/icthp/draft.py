@@ -147,7 +147,7 @@ def generate_shards(
     prompts, ids, pictures and options reads it instead. Under `accelerate launch` or `torchrun` each process draws every
     n-th shard and all return the whole; shards are cut alike whatever the number of processes, and so are the pictures."""
     process, files = PartialState(cpu=pipe.device.type == "cpu"), []
-    weights = {name: hub.fingerprint(part) for name, part in sorted(pipe.components.items()) if isinstance(part, torch.nn.Module)}
+    weights = {name: files.fingerprint(part) for name, part in sorted(pipe.components.items()) if isinstance(part, torch.nn.Module)}
     weights["scheduler"] = sorted(map(str, pipe.scheduler.config.items()))
     for k, first in enumerate(range(0, len(prompts), shard)):
         part = slice(first, first + shard)
@@ -158,7 +158,7 @@ def generate_shards(
         if k % process.num_processes == process.process_index and not files[-1].exists():
             drawn = generate(pipe, prompts[part], ids=ids[part], start=pictures, **options)
             rows = datasets.Dataset.from_dict({"image": encode_pictures(drawn)}, features=datasets.Features({"image": datasets.Image()}))
-            hub.atomic(files[-1], rows.to_parquet, shared=True)
+            files.atomic(files[-1], rows.to_parquet)
     process.wait_for_everyone()
     return (row["image"] for file in files for rows in pq.ParquetFile(file).iter_batches(64) for row in rows.to_pylist())
 

@@ -1,5 +1,6 @@
 """The look of every figure: one style, colour-blind safe, and one place where pictures are written."""
 
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
@@ -8,6 +9,8 @@ import seaborn as sns
 import torch
 from matplotlib import pyplot as plt
 from PIL import Image
+
+from icthp.files import atomic, save_text
 
 COLOURS = dict(zip(("clip", "pickscore", "ict", "hp", "icthp", "base", "jpeg"), sns.color_palette("colorblind", 7).as_hex())) | {
     "ict_text": "0.45"
@@ -29,8 +32,8 @@ def save(figure, name: str, folder="figures") -> Path:
     """Write folder/name.png and name.pdf, both without time stamps, so that the same figure is the same file."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png", bbox_inches="tight", metadata={"Software": None})
-    figure.savefig(folder / f"{name}.pdf", bbox_inches="tight", metadata={"CreationDate": None})
+    for suffix, stamp in ((".png", "Software"), (".pdf", "CreationDate")):
+        atomic(folder / f"{name}{suffix}", partial(figure.savefig, bbox_inches="tight", metadata={stamp: None}))
     return folder / f"{name}.png"
 
 
@@ -43,11 +46,11 @@ def table(frame, name: str, folder="figures", caption: str = "") -> None:
     """folder/name.csv, .md and .tex (booktabs) of a frame; numbers as they are rounded in it."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(folder / f"{name}.csv")
-    (folder / f"{name}.md").write_text((f"{caption}\n\n" if caption else "") + frame.fillna("").to_markdown(disable_numparse=True) + "\n")
+    atomic(folder / f"{name}.csv", frame.to_csv)
+    save_text(folder / f"{name}.md", (f"{caption}\n\n" if caption else "") + frame.fillna("").to_markdown(disable_numparse=True) + "\n")
     escaped = frame.map(str, na_action="ignore").rename(index=str, columns=str)
     latex = escaped.to_latex(na_rep="", escape=True, caption=caption or None, label=f"tab:{name}")
-    (folder / f"{name}.tex").write_text(latex)
+    save_text(folder / f"{name}.tex", latex)
 
 
 def forest(axis, rows, labels, title: str, palette) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from icthp import geneval, pictures
-from icthp.hub import atomic, fingerprint
+from icthp.files import atomic, fingerprint, save_text
 
 ACROSS = "compares any pictures"
 WITHIN = "compares pictures of one prompt, not of different ones"
@@ -65,7 +65,7 @@ def score(scorers: dict, table: pd.DataFrame, store, shard: int = 64) -> pd.Data
         rows = table.iloc[first : first + shard].reset_index(drop=True)
         file = Path(store) / f"{_digest(rows, weights)}.parquet"
         if not file.exists():
-            atomic(file, _scored(scorers, rows).to_parquet, shared=True)
+            atomic(file, _scored(scorers, rows).to_parquet)
         parts.append(pd.read_parquet(file))
         bar.update(len(rows))
     bar.close()
@@ -143,7 +143,7 @@ def write_html(file, scorers: dict, table: pd.DataFrame, title: str, first: str 
     page = PAGE.format(title=html.escape(title), width=width, count=len(shown), buttons="".join(map(button, scorers)),
                        figures="".join(_figure(row, scorers, width) for row in shown.to_dict("records")),
                        summary=summary(scorers, table).round(4).to_html(border=0, justify="left"))  # fmt: skip
-    return atomic(Path(file), lambda partial: partial.write_text(page))
+    return save_text(file, page)
 
 
 def _figure(row: dict, scorers: dict, width: int) -> str:

@@ -163,7 +163,7 @@ def evaluate(picture: Image.Image, metadata: dict, detector, colours: ClipColour
 def read_metadata(file) -> list[dict]:
     """GenEval's jsonl: a prompt a line, with its tag, include and perhaps exclude. ValueError names the line that is none."""
     rows = []
-    for i, line in enumerate(Path(file).read_text().splitlines(), 1):
+    for i, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), 1):
         row = json.loads(line) if line.strip() else {}
         missing = [name for name in ("tag", "include", "prompt") if name not in row]
         if missing:
@@ -195,7 +195,7 @@ def write_folder(folder, pictures: list[Image.Image], metadata: list[dict]) -> N
         place = Path(folder) / f"{places.setdefault(key, len(places)):05d}"
         counts[key] = counts.get(key, -1) + 1
         (place / "samples").mkdir(parents=True, exist_ok=True)
-        (place / "metadata.jsonl").write_text(key + "\n")
+        (place / "metadata.jsonl").write_text(key + "\n", encoding="utf-8")
         picture.save(place / f"samples/{counts[key]:05d}.png")
 
 

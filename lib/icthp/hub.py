@@ -1,10 +1,8 @@
 """Folders in the formats of the model hub: open_clip's `local-dir:`, a CLIP tokenizer, a Stable Diffusion 3 pipeline."""
 
 import copy
-import hashlib
 import json
 import math
-import os
 from pathlib import Path
 
 import open_clip
@@ -20,26 +18,6 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 from icthp.weights import fill
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}  # accelerate's names of precision
-
-
-def atomic(path, write, shared: bool = False) -> Path:
-    """Call write(temporary path beside `path`), then rename: a killed run leaves the old file or the new, never half. shared:
-    other runs may write the same file at the same time."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{os.getpid() if shared else os.environ.get('RANK', '')}{path.suffix}")
-    write(partial)
-    os.replace(partial, path)
-    return path
-
-
-def fingerprint(model: torch.nn.Module) -> str:
-    """A digest of a model's weights: their names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, p in model.state_dict().items():
-        digest.update(f"{name} {p.dtype} {tuple(p.shape)}".encode())
-        digest.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def train_tokenizer(texts: list[str], context_length: int) -> CLIPTokenizer:
@@ -188,7 +166,7 @@ def save_sd3(pipe: StableDiffusion3Pipeline, folder) -> None:
     parts = {k: _copy(v) if isinstance(v, nn.Module) else v for k, v in pipe.components.items()}
     StableDiffusion3Pipeline(**parts).save_pretrained(folder)
     for config in Path(folder).glob("text_encoder*/config.json"):  # transformers takes its dtype from here
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2))
+        config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"dtype": "float32"}, indent=2), encoding="utf-8")
 
 
 def load_pipeline(source: str, dtype=torch.float32, device="cpu", **kwargs) -> DiffusionPipeline:
@@ -197,7 +175,7 @@ def load_pipeline(source: str, dtype=torch.float32, device="cpu", **kwargs) -> D
     index = Path(source) / "model_index.json"
     if Path(source).is_dir() and not index.exists():
         raise FileNotFoundError(f"{source} has no model_index.json: not a diffusers pipeline folder")
-    if index.exists() and json.loads(index.read_text()).get("text_encoder_3", [True])[0] is None:
+    if index.exists() and json.loads(index.read_text(encoding="utf-8")).get("text_encoder_3", [True])[0] is None:
         kwargs |= {"text_encoder_3": None, "tokenizer_3": None}
     pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype, **kwargs).to(device)
     pipe.set_progress_bar_config(disable=True)

@@ -50,7 +50,7 @@ def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _text(folder: Path, vision: dict[str, Tensor]) -> BlipTextModel:
-    med = json.loads((folder / "med_config.json").read_text())
+    med = json.loads((folder / "med_config.json").read_text(encoding="utf-8"))
     taken = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps",
              "vocab_size", "max_position_embeddings")  # fmt: skip
     config = BlipTextConfig(**{name: med[name] for name in taken}, encoder_hidden_size=vision["cls_token"].shape[-1])

@@ -13,7 +13,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from icthp.hub import DTYPES, atomic
+from icthp.files import atomic
+from icthp.hub import DTYPES
 
 
 def learning_rate(step: int, *, steps: int, peak: float, warmup: int = 0, schedule: str = "cosine") -> float:

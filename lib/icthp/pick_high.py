@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from icthp import losses, microworld
-from icthp.hub import atomic
+from icthp.files import atomic, save_text
 from icthp.pictures import encode, problem, stack
 
 PAIRS = datasets.Features(  # I1 lost the vote, I2 won; agreed: a second annotator chose I2 as well, null if none was asked
@@ -171,7 +171,7 @@ def write_card(folder, rows: dict[str, int], **facts) -> None:
     """The dataset's README.md: splits with their numbers of rows, and the facts that CARD names."""
     files = "\n".join(f"  - split: {split}\n    path: {split}-*.parquet" for split in rows)
     counts = "\n".join(f"| {split} | {n:,} |" for split, n in rows.items())
-    atomic(Path(folder) / "README.md", lambda path: path.write_text(CARD.format(files=files, counts=counts, **facts)))
+    save_text(Path(folder) / "README.md", CARD.format(files=files, counts=counts, **facts))
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ class Triplets:
         pictures have none: each is decoded and resized once, and rounded to 1/255."""
         file = Path(folder) / f"{self.rows._fingerprint}-{self.size}.npy"
         if not file.exists():
-            atomic(file, self._decode_all, shared=True)
+            atomic(file, self._decode_all)
         self.bytes = np.load(file, mmap_mode="r")
         return self
 

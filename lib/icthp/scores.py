@@ -321,7 +321,7 @@ def load_hp(source: str) -> HpScorer:
         state = {name.removeprefix("layers."): value for name, value in weights.read_state(released).items()}
         config = {"width": state["0.weight"].shape[1], "variant": "released"}
         return HpScorer(clip, weights.fill(head(**config), state, released), config)
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     head_ = weights.fill(head(**config), load_file(folder / "hp.safetensors"), folder / "hp.safetensors")
     return HpScorer(load_clip(f"local-dir:{folder}"), head_, config).with_card(folder)
 

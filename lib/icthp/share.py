@@ -4,7 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, PyTorchModelHubMixin
 
-from icthp.hub import atomic
+from icthp.files import save_text
 
 WHAT = {
     "ict": "A reward model after Ba et al., ICCV 2025 (arXiv 2507.19002): does the picture contain the text? "
@@ -57,7 +57,7 @@ class Shared(PyTorchModelHubMixin):
     def with_card(self, folder):
         """The scorer itself, with the README.md that lies in its folder, if one does."""
         readme = Path(folder) / "README.md"
-        self.card = readme.read_text() if readme.exists() else ""
+        self.card = readme.read_text(encoding="utf-8") if readme.exists() else ""
         return self
 
 
@@ -76,4 +76,4 @@ def write_card(folder, name: str, scale: str, facts: dict, metrics: dict, **data
     note = "" if scale == "paper" else f"\n**These are {scale} numbers, not the paper's: they say that the code works, no more.**\n"
     text = TEXT.format(title={"lora": "LoRA"}.get(name, name.upper()), what=WHAT[name], scale=scale, note=note, failures=FAILURES[name],
                        rows="\n".join(map(row, measured)), facts="\n".join(f"- {k}: `{v}`" for k, v in facts.items()))  # fmt: skip
-    atomic(Path(folder) / "README.md", lambda path: path.write_text(f"---\n{data.to_yaml()}\n---\n{text}"))
+    save_text(Path(folder) / "README.md", f"---\n{data.to_yaml()}\n---\n{text}")

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from icthp import evaluate, kernels, losses, pick_high, scores
-from icthp.hub import atomic, fingerprint
+from icthp.files import atomic, fingerprint
 from icthp.loop import batch_indices, fit
 
 

@@ -49,7 +49,7 @@ def agiqa3k(folder: Path) -> pd.DataFrame:
 
 def imagereward(folder: Path) -> pd.DataFrame:
     """ImageReward's test.json (arXiv 2304.05977): rankings of the pictures of a prompt, 1 the best, pictures beside it."""
-    rows = pd.DataFrame(json.loads(_there(folder / "test.json").read_text())).explode(["generations", "ranking"])
+    rows = pd.DataFrame(json.loads(_there(folder / "test.json").read_text(encoding="utf-8"))).explode(["generations", "ranking"])
     return _table(folder, rows.generations, rows.prompt, preference=-rows.ranking.astype(float))
 
 

@@ -148,7 +148,7 @@ def read_clip(source: str) -> tuple[nn.Module, object]:
 def _new(folder: Path, config: dict) -> open_clip.CLIP:
     """Random weights; it normalises as preprocessor_config.json says, or as CLIP does."""
     path = folder / "preprocessor_config.json"
-    said = json.loads(path.read_text()) if path.exists() else {}
+    said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     mean, std = said.get("image_mean", open_clip.OPENAI_DATASET_MEAN), said.get("image_std", open_clip.OPENAI_DATASET_STD)
     model = open_clip.CLIP(**config)
     open_clip.set_model_preprocess_cfg(model, {"size": config["vision_cfg"]["image_size"], "mean": mean, "std": std})
