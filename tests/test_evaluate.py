@@ -6,16 +6,6 @@ from icthp import evaluate, geneval, microworld, pictures, scores
 from icthp.detector import Detector, detection, detector_loss, targets
 
 
-def test_interval_covers_the_mean_as_often_as_it_says():
-    """Bootstrap of 60 normal values, 300 times: about 95 % of the intervals hold the truth."""
-    rng = np.random.default_rng(0)
-    parts = [evaluate.interval(rng.normal(1, 2, 60), resamples=400) for _ in range(300)]
-    assert 0.90 <= np.mean([p["low"] <= 1 <= p["high"] for p in parts]) <= 0.985
-    assert evaluate.flat("x", [0.0, 1.0]).keys() == {"x", "x_low", "x_high", "x_n"}
-    with pytest.raises(ValueError, match="two values"):
-        evaluate.interval([1.0])
-
-
 def test_preference_counts_ties_half():
     right = evaluate.preference(torch.tensor([[0.1, 0.2, 0.3], [0.5, 0.5, 0.1]]))
     assert right["i2_i1"].tolist() == [1, 0.5] and right["i3_i2"].tolist() == [1, 0] and right["i3_i1"].tolist() == [1, 0]
@@ -72,27 +62,19 @@ def test_statistics_of_known_pictures():
     assert found["sharpness"] == pytest.approx([0, 0, 16], abs=1e-5)  # the Laplacian is 4 or -4 everywhere
 
 
-def test_paired_differences():
-    """Equal scores: 0 and p 1. A difference on every one of ten prompts: the smallest p that sign flips can give, 2 / 2^10."""
-    a, prompts = np.arange(20.0), np.repeat(np.arange(10), 2)
-    assert evaluate.paired(a, a, prompts)["p"] == 1 and evaluate.paired(a, a)["mean"] == 0
-    found = evaluate.paired(a + 1 + 0.1 * (a % 3), a, prompts)
-    assert found["p"] == pytest.approx(2 / 2**10) and found["n"] == 10 and found["low"] > 1
-    rng = np.random.default_rng(0)
-    p = [evaluate.paired(rng.normal(size=30), rng.normal(size=30), resamples=500)["p"] for _ in range(200)]
-    assert 0.01 < np.mean(np.array(p) < 0.05) < 0.1  # as often as it says, where there is nothing
-
-
 def test_assess_measures_what_is_drawn(clip_folder):
     """By a generator that draws each prompt's own scene: right where it draws it, wrong where it draws another colour."""
     tasks = evaluate.micro_geneval(2, torch.Generator().manual_seed(0))
     texts = [t["prompt"] for t in tasks[:5]]
     scenes = lambda prompts: microworld.parse(prompts, torch.Generator().manual_seed(0))
 
-    def draw(prompts, k):
+    drawn_ids = []
+
+    def draw(prompts, ids):
+        drawn_ids.extend(ids)
         drawn = scenes(prompts)
         colour = (drawn.latents["colour_a"] + 3) % 8
-        return microworld.render((drawn.replace(colour_a=colour, colour_b=colour) if wrong else drawn).at(0.2 * k))
+        return microworld.render((drawn.replace(colour_a=colour, colour_b=colour) if wrong else drawn).at(0.2 * (ids[0] // 10_000)))
 
     class Eyes(Oracle):
         """Told what was drawn by the prompts that it judges."""
@@ -110,7 +92,7 @@ def test_assess_measures_what_is_drawn(clip_folder):
     own = {"clip": scores.load("clip", f"local-dir:{clip_folder}")}
     wrong = False
     values, pixels = evaluate.assess(draw, texts, tasks * 2, own, Eyes.look)
-    assert pixels.shape == (5, 3, 64, 64) and values["geneval_mean"].mean() == pytest.approx(1) and len(values["geneval_mean"]) == 12
+    assert pixels.shape == (5, 3, 64, 64) and values["geneval_mean"].mean() == pytest.approx(1) and len(values["geneval_mean"]) == 24
     assert {"jpeg_kb", "richness", "score_clip", "diversity", "sharpness"} <= values.keys() and list(values["jpeg_kb"].index) == texts
     assert values["jpeg_kb"].tolist() == (pictures.jpeg_bytes(pixels) / 1000).tolist() and len(values["vendi"]) == 1
     wrong = True
@@ -119,8 +101,50 @@ def test_assess_measures_what_is_drawn(clip_folder):
     assert means == pytest.approx({"geneval_single_object": 1, "geneval_two_object": 1, "geneval_counting": 1, "geneval_mean": 1})
     values, _ = evaluate.assess(draw, texts, tasks[:3] + tasks[6:7], own, Eyes.look)
     assert values["geneval_colors"].mean() == 0 and values["geneval_mean"].mean() == pytest.approx(2 / 3)  # the mean of the tasks' means
-    certain = evaluate.interval(values["geneval_mean"])  # each task is all right or all wrong: nothing varies within
-    assert certain["low"] == pytest.approx(2 / 3) == pytest.approx(certain["high"])
+    values, _ = evaluate.assess(draw, texts, tasks[:3] + tasks[6:8] * 2, own, Eyes.look)
+    assert values["geneval_mean"].std() == pytest.approx(0)  # each task is all right or all wrong: nothing varies within
+    assert values["geneval_mean"].mean() == pytest.approx(2 / 3)  # however many pictures a task has
+
+
+def test_every_picture_of_an_assessment_has_a_noise_of_its_own(clip_folder):
+    """More tasks than are drawn at once, and the two pictures of each prompt: no noise comes twice."""
+    drawn, task = [], {"tag": "colors", "prompt": "x", "include": []}
+
+    def draw(prompts, ids):
+        drawn.append(list(ids))
+        return torch.zeros(len(prompts), 3, 8, 8)
+
+    look = lambda pixels, tasks: {"right": [True] * len(tasks)} if tasks else {}
+    own = {"clip": scores.load("clip", f"local-dir:{clip_folder}")}
+    evaluate.assess(draw, ["a", "b"], [task] * 600, own, look)
+    ids = [i for part in drawn for i in part]
+    assert len(ids) == 604 == len(set(ids)) and max(map(len, drawn)) == 256
+
+
+def test_a_score_that_is_nan_is_named():
+    """NaN would lose every comparison in silence, and count as no paradox."""
+    nan = torch.tensor([[0.1, 0.2, 0.3], [0.1, float("nan"), 0.3]])
+    with pytest.raises(ValueError, match="row 1 is NaN"):
+        evaluate.preference(nan)
+    with pytest.raises(ValueError, match="scene 1 is NaN"):
+        evaluate.paradox_rate(nan)
+
+    class Broken(scores.JpegScorer):
+        def forward(self, pixels, prompts=None):
+            return pixels.mean((1, 2, 3)).log() * 0
+
+    with pytest.raises(ValueError, match="Broken scores NaN in 1 of 3 rows, first in row 1: 'b'"):
+        evaluate.score_all(Broken(), torch.tensor([0.5, 0, 0.5])[:, None, None, None].expand(3, 3, 4, 4), ["a", "b", "c"])
+
+
+def test_the_micro_detector_counts_what_geneval_counts():
+    """Counting needs a certainty of 0.9: one sure star and two unsure ones are one star."""
+    stars = [detection("star", "red", x, 0.0, score) for x, score in ((-0.6, 0.95), (0.0, 0.5), (0.6, 0.45))]
+    reader = Detector()
+    reader.detect = lambda pixels: [stars]
+    three = {"tag": "counting", "prompt": "three stars", "include": [{"class": "star", "count": 3}]}
+    assert reader.look(torch.zeros(1, 3, 64, 64), [three])["right"] == [False]
+    assert reader.look(torch.zeros(1, 3, 64, 64), [three | {"include": [{"class": "star", "count": 1}]}])["right"] == [True]
 
 
 # ---- the microworld's prompts -----------------------------------------------------------------------------------------
@@ -210,19 +234,6 @@ def test_files_of_a_table_are_scored_by_level(tmp_path):
         pictures.read_levels(tmp_path / "t.csv", ["I1", "I3"])
     long = evaluate.long_table({("clip", "short"): values})
     assert long[long.scene.eq(1) & long.level.eq(0)].score.item() == pytest.approx(0.8) and long.richness.max() == 1
-
-
-def test_pictures_of_one_prompt_are_one_draw():
-    values, prompts = [1, 1, 1, 1, 0, 0, 1, 0], ["a", "a", "a", "a", "b", "b", "c", "c"]
-    grouped = evaluate.interval(values, prompts)
-    assert (grouped["mean"], grouped["n"]) == (pytest.approx((1 + 0 + 0.5) / 3), 3)
-    assert grouped["low"] == 0 and grouped["high"] == 1
-
-
-def test_an_interval_of_many_rows_is_drawn_in_parts():
-    values = np.random.default_rng(0).normal(size=30_000)
-    draws = np.random.default_rng(0).integers(len(values), size=(1000, len(values)))
-    assert evaluate.interval(values)["low"] == pytest.approx(np.quantile(values[draws].mean(1), 0.025))
 
 
 def test_a_detector_that_is_not_there(tmp_path):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from icthp import microworld
 from icthp.files import atomic, save_json
-from icthp.geneval import ClipColours, Detection, Judge, Mask2Former, check
+from icthp.geneval import ClipColours, Detection, Judge, Mask2Former, check, usable
 
 
 class Detector(nn.Module):
@@ -56,7 +56,9 @@ class Detector(nn.Module):
     def look(self, pixels: Tensor, tasks: list[dict] | None = None) -> dict:
         """{"richness": (b,)} and, where each picture has a task of GenEval's metadata, "right": is it fulfilled?"""
         seen = {"richness": self(pixels)[3]}
-        return seen | {"right": [check(found, task)[0] for found, task in zip(self.detect(pixels), tasks)]} if tasks else seen
+        if not tasks:
+            return seen
+        return seen | {"right": [check(usable(found, task), task)[0] for found, task in zip(self.detect(pixels), tasks)]}
 
     def save(self, folder) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -8,39 +8,18 @@ from torch import Tensor
 
 from icthp import geneval, microworld, pictures
 from icthp.geneval import Detection
-
-
-def interval(values, groups=None, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> dict:
-    """Mean with a percentile bootstrap interval over the rows of `values` (n,): {"mean", "low", "high", "n"}.
-
-    Rows of one group (n ids, e.g. prompts) are no independent draws: their mean counts as one row."""
-    values = np.asarray(values, dtype=np.float64)
-    if groups is not None:
-        values = pd.Series(values).groupby(np.asarray(groups), sort=False).mean().to_numpy()
-    if len(values) < 2:
-        raise ValueError(f"an interval needs at least two values, not {len(values)}")
-    random, n = np.random.default_rng(seed), len(values)
-    parts = np.array_split(np.arange(resamples), -(-resamples * n // 10_000_000))  # a hundred megabytes at a time
-    means = np.concatenate([values[random.integers(n, size=(len(part), n))].mean(1) for part in parts])
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return {"mean": values.mean().item(), "low": low.item(), "high": high.item(), "n": len(values)}
-
-
-def flat(name: str, values, **kwargs) -> dict:
-    """interval() as flat metric keys: name, name_low, name_high, name_n."""
-    return keyed(name, interval(values, **kwargs))
-
-
-def keyed(name: str, row: dict) -> dict:
-    """The same of a row with mean, low, high and n."""
-    return {name: row["mean"], f"{name}_low": row["low"], f"{name}_high": row["high"], f"{name}_n": row["n"]}
-
+from icthp.statistics import flat as flat
+from icthp.statistics import interval as interval
+from icthp.statistics import keyed as keyed
+from icthp.statistics import paired as paired
+from icthp.statistics import wins as wins
 
 # ---- pictures ---------------------------------------------------------------------------------------------------
 
 
 def diversity(features: Tensor, groups) -> Tensor:
-    """Mean cosine distance between pictures of one group. features (b, d), groups b ids -> one value a group, (g,)."""
+    """Mean cosine distance between pictures of one group. features (b, d), groups b ids -> one value a group of two or more, (g,).
+    ValueError where no group has two."""
     unit, groups = torch.nn.functional.normalize(features, dim=-1), np.asarray(groups)
     out = []
     for g in dict.fromkeys(groups.tolist()):
@@ -48,6 +27,8 @@ def diversity(features: Tensor, groups) -> Tensor:
         n = len(f)
         if n > 1:
             out.append((n * n - (f @ f.T).sum()) / (n * (n - 1)))
+    if not out:
+        raise ValueError("diversity lies between pictures of one group, and no group has two")
     return torch.stack(out)
 
 
@@ -64,22 +45,18 @@ def vendi(features: Tensor, groups) -> Tensor:
 
 @torch.no_grad()
 def assess(draw, prompts: list[str], tasks: list[dict], scorers: dict, look) -> tuple[dict[str, pd.Series], Tensor]:
-    """What a generator is worth: {measure: one value a prompt}, and its pictures of the prompts (n, 3, h, w).
+    """What a generator is worth: {measure: one value a picture, indexed by its prompt}, and its pictures of the prompts (n, 3, h, w).
 
-    draw(prompts, k) -> pixels, from the k-th noise. tasks: GenEval's metadata, a picture each, drawn 256 at once; look(pixels,
-    tasks) -> {measure: a value a picture}, among them "right". scorers: by name; "clip" also measures diversity, between two
-    pictures of a prompt and, as Vendi score, among each eight prompts. geneval_mean is the mean of the tasks' means, as GenEval has
-    it; its values vary as much as they do within the tasks, so that an interval over them is that of fixed tasks."""
+    draw(prompts, ids) -> pixels, from the noises of these ids, all different. tasks: GenEval's metadata, a picture each, drawn 256 at
+    once; look(pixels, tasks) -> {measure: a value a picture}, among them "right". scorers: by name; "clip" also measures diversity,
+    between two pictures of a prompt and, as Vendi score, among each eight prompts. geneval_mean is the mean of the tasks' means, as
+    GenEval has it, rescaled so that the bootstrap over its index equals one within each task."""
     rows = pd.DataFrame({"tag": [t["tag"] for t in tasks], "prompt": [t["prompt"] for t in tasks]})
-    parts = [tasks[i : i + 256] for i in range(0, len(tasks), 256)]
-    rows["right"] = [right for part in parts for right in look(draw([t["prompt"] for t in part], 0), part)["right"]]
-    right = rows.groupby(["tag", "prompt"], sort=False).right.mean()  # pictures of one prompt are one draw
-    values = {f"geneval_{task}": part.droplevel("tag") for task, part in right.groupby(level="tag", sort=False)}
-    by_task = right.groupby(level="tag")
-    weight = len(right) / len(values) / by_task.transform("size")
-    values["geneval_mean"] = (right - by_task.transform("mean")) * weight + by_task.mean().mean()
-    values["geneval_mean"].index = right.index.map(": ".join)  # two tasks may ask the same prompt
-    pixels, again = draw(prompts, 1), draw(prompts, 2)
+    rows["right"] = _judged(draw, tasks, look)
+    values = {f"geneval_{task}": part.set_index("prompt").right for task, part in rows.groupby("tag", sort=False)}
+    values["geneval_mean"] = _stratified(rows)
+    far = max(10_000, len(tasks), len(prompts))
+    pixels, again = (draw(prompts, range(k * far, k * far + len(prompts))) for k in (1, 2))
     per_picture = {"jpeg_kb": pictures.jpeg_bytes(pixels) / 1000} | pictures.statistics(pixels)
     per_picture |= {name: v for name, v in look(pixels, None).items() if name != "right"}
     per_picture |= {f"score_{name}": score_all(scorer, pixels, prompts) for name, scorer in scorers.items()}
@@ -93,14 +70,27 @@ def assess(draw, prompts: list[str], tasks: list[dict], scorers: dict, look) -> 
     return values, pixels
 
 
+def _judged(draw, tasks: list[dict], look, batch: int = 256) -> list[float]:
+    """Is each task's picture right? `batch` pictures in memory at a time."""
+    right = []
+    for first in range(0, len(tasks), batch):
+        part = tasks[first : first + batch]
+        pixels = draw([task["prompt"] for task in part], range(first, first + len(part)))
+        right += [float(r) for r in look(pixels, part)["right"]]
+    return right
+
+
+def _stratified(rows: pd.DataFrame) -> pd.Series:
+    """`right` of rows with tag and prompt, scaled so that its mean is the mean of the tags' means and varies only within them."""
+    mean, size = (rows.groupby("tag").right.transform(how) for how in ("mean", "size"))
+    of_tags = rows.groupby("tag").right.mean()
+    values = (rows.right - mean) * len(rows) / (len(of_tags) * size) + of_tags.mean()
+    return values.set_axis(rows.tag + ": " + rows.prompt)  # two tasks may ask the same prompt
+
+
 # ---- preference -------------------------------------------------------------------------------------------------
 
 PAIRS = {"i2_i1": (1, 0), "i3_i2": (2, 1), "i3_i1": (2, 0)}
-
-
-def wins(better: Tensor, worse: Tensor) -> Tensor:
-    """float64: 1 where the first score is higher, 0.5 at a tie, else 0."""
-    return (better > worse).double() + 0.5 * (better == worse)
 
 
 def preference(scores: Tensor) -> dict[str, Tensor]:
@@ -111,15 +101,6 @@ def preference(scores: Tensor) -> dict[str, Tensor]:
     return {name: wins(scores[:, a], scores[:, b]) for name, (a, b) in PAIRS.items()}
 
 
-def paired(a, b, groups=None, resamples: int = 10_000, seed: int = 0) -> dict:
-    """Mean of a - b (n,) with its interval, and `p`, two-sided, of a sign-flip permutation test of the groups' means."""
-    difference = pd.Series(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64))
-    means = (difference if groups is None else difference.groupby(np.asarray(groups), sort=False).mean()).to_numpy()
-    test = stats.permutation_test((means, np.zeros_like(means)), lambda x, y, axis: (x - y).mean(axis), permutation_type="samples",
-                                  vectorized=True, n_resamples=resamples, rng=np.random.default_rng(seed))  # fmt: skip
-    return interval(means) | {"p": float(test.pvalue)}
-
-
 @torch.no_grad()
 def score_triplets(scorer, triplets, kind: str = "easy", batch: int = 128, prompts: list[str] | None = None) -> Tensor:
     """Scores (n, 3) of I1, I2, I3 with each row's own prompt of that kind, or with `prompts` (n) instead."""
@@ -127,14 +108,24 @@ def score_triplets(scorer, triplets, kind: str = "easy", batch: int = 128, promp
     for rows in torch.arange(len(triplets)).split(batch):
         own = [prompts[r] for r in rows.tolist()]
         out.append(torch.stack([scorer.score(p.to(scorer.device), own).cpu() for p in triplets.pixels(rows)], 1))
-    return torch.cat(out)
+    return _no_nan(torch.cat(out), scorer, prompts)
+
+
+def _no_nan(scores: Tensor, scorer, prompts) -> Tensor:
+    """The scores (n,) or (n, k) themselves; ValueError names the scorer and the first row with a NaN."""
+    wrong = scores.isnan().view(len(scores), -1).any(1)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        name = getattr(scorer, "name", type(scorer).__name__)
+        raise ValueError(f"{name} scores NaN in {int(wrong.sum())} of {len(scores)} rows, first in row {row}: {prompts[row]!r}")
+    return scores
 
 
 @torch.no_grad()
 def score_all(scorer, pixels: Tensor, prompts: list[str], batch: int = 128) -> Tensor:
     """Scores (n,) on the CPU of pixels (n, 3, h, w) with their prompts, a batch at a time."""
     parts = zip(pixels.split(batch), range(0, len(pixels), batch))
-    return torch.cat([scorer.score(p.to(scorer.device), prompts[i : i + batch]).cpu() for p, i in parts])
+    return _no_nan(torch.cat([scorer.score(p.to(scorer.device), prompts[i : i + batch]).cpu() for p, i in parts]), scorer, prompts)
 
 
 # ---- the paradox ------------------------------------------------------------------------------------------------
@@ -169,6 +160,8 @@ def long_table(measured: dict[tuple[str, str], Tensor]) -> pd.DataFrame:
 
 def paradox_rate(by_level: Tensor) -> Tensor:
     """(b, levels) -> (b,) share of ordered pairs of levels in which the richer picture scores strictly lower."""
+    if by_level.isnan().any():
+        raise ValueError(f"the score of scene {int(by_level.isnan().any(1).nonzero()[0])} is NaN, and would count as no paradox")
     poorer, richer = torch.triu_indices(by_level.shape[1], by_level.shape[1], 1)
     return (by_level[:, richer] < by_level[:, poorer]).double().mean(1)
 

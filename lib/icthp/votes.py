@@ -12,9 +12,9 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from icthp.evaluate import wins
 from icthp.geneval import read_metadata
 from icthp.pictures import read_columns
+from icthp.statistics import interval, wins
 
 COLUMNS = ["prompt", "image", "axis", "value"]
 
@@ -102,19 +102,19 @@ def _confirmed(answer: dict, metadata: dict) -> float:
 
 
 def agreement(table: pd.DataFrame, score: str = "score", resamples: int = 200, seed: int = 0) -> pd.DataFrame:
-    """How far the column `score` agrees with `value`, a row an axis and measure, with 95 % bootstrap intervals over prompts and the number
-    of prompts: `pairs`, the share of pairs of pictures of one prompt that it orders as people do (ties of the score count half, pairs
-    that people call equal are left out, a picture counts by the mean of its judgements); `spearman`; `tau_c`, Kendall's tau-c over
-    all judgements, as in CLIPScore. ValueError where nothing has both a score and a value."""
+    """How far the column `score` agrees with `value`, a row an axis and measure, with 95 % bootstrap intervals over prompts, the number of
+    pairs or judgements (n) and of prompts (groups): `pairs`, the share of pairs of pictures of one prompt that it orders as people do
+    (ties of the score count half, pairs that people call equal are left out, a picture counts by the mean of its judgements); `spearman`;
+    `tau_c`, Kendall's tau-c over all judgements, as in CLIPScore. ValueError where nothing has both a score and a value."""
     rows, table = [], table.dropna(subset=[score, "value"])
     if not len(table):
         raise ValueError(f"no picture has both a value and a number in the column {score}")
     for axis, part in table.groupby("axis", sort=False):
         by_prompt = [p[[score, "value"]].to_numpy(float) for _, p in part.groupby("prompt", sort=False)]
         pictures = part.groupby(["prompt", "image"], sort=False)[[score, "value"]].mean()  # several people may have judged one
-        right = [_ordered(p.to_numpy(float)) for _, p in pictures.groupby(level="prompt", sort=False)]
+        right = {prompt: _ordered(p.to_numpy(float)) for prompt, p in pictures.groupby(level="prompt", sort=False)}
+        rows.append({"axis": axis, "measure": "pairs"} | _pairs(right, resamples, seed))
         measures = {
-            "pairs": lambda chosen, right=right: _mean([right[i] for i in chosen]),
             "spearman": lambda chosen, own=by_prompt: _correlation(stats.spearmanr, [own[i] for i in chosen]),
             "tau_c": lambda chosen, own=by_prompt: _correlation(partial(stats.kendalltau, variant="c"), [own[i] for i in chosen]),
         }
@@ -122,10 +122,18 @@ def agreement(table: pd.DataFrame, score: str = "score", resamples: int = 200, s
         for name, measure in measures.items():
             drawn = np.array([measure(chosen) for chosen in draw])
             low, high = np.nanquantile(drawn, [0.025, 0.975]) if np.isfinite(drawn).any() else (np.nan, np.nan)
-            rows.append(
-                {"axis": axis, "measure": name, "mean": measure(range(len(by_prompt))), "low": low, "high": high, "n": len(by_prompt)}
-            )
+            found = {"mean": measure(range(len(by_prompt))), "low": low, "high": high, "n": len(part), "groups": len(by_prompt)}
+            rows.append({"axis": axis, "measure": name} | found)
     return pd.DataFrame(rows)
+
+
+def _pairs(right: dict[str, np.ndarray], resamples: int, seed: int) -> dict:
+    """The share of pairs that are right, by prompt; NaN where fewer than two prompts have a pair that people tell apart."""
+    told = {prompt: values for prompt, values in right.items() if len(values)}
+    count = sum(map(len, told.values()))
+    if len(told) < 2:
+        return {"mean": np.nan, "low": np.nan, "high": np.nan, "n": count, "groups": len(told)}
+    return interval(np.concatenate([*told.values()]), np.repeat([*told], [*map(len, told.values())]), resamples=resamples, seed=seed)
 
 
 def _ordered(values: np.ndarray) -> np.ndarray:
@@ -140,8 +148,3 @@ def _correlation(of, parts: list[np.ndarray]) -> float:
     """NaN where there is none, of a constant."""
     score, value = np.concatenate(parts).T
     return of(score, value).statistic if np.ptp(score) and np.ptp(value) else np.nan
-
-
-def _mean(parts: list[np.ndarray]) -> float:
-    flat = np.concatenate(parts)
-    return flat.mean() if len(flat) else np.nan

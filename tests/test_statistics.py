@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from icthp.statistics import flat, interval, keyed, paired
+
+
+def test_interval_covers_the_mean_as_often_as_it_says():
+    """Bootstrap of 60 normal values, 300 times: about 95 % of the intervals hold the truth."""
+    rng = np.random.default_rng(0)
+    parts = [interval(rng.normal(1, 2, 60), resamples=400) for _ in range(300)]
+    assert 0.90 <= np.mean([p["low"] <= 1 <= p["high"] for p in parts]) <= 0.985
+    assert flat("x", [0.0, 1.0]).keys() == {"x", "x_low", "x_high", "x_n"}
+    assert flat("x", [0.0, 1.0, 1.0], ["a", "a", "b"]).keys() == {"x", "x_low", "x_high", "x_n", "x_groups"}
+
+
+def test_the_mean_is_that_of_the_rows():
+    """One prompt with 40 rows, all right, and ten with one row each, all wrong: 40 of 50 rows, though 1 of 11 prompts."""
+    values, prompts = [1] * 40 + [0] * 10, ["a"] * 40 + [f"b{i}" for i in range(10)]
+    found = interval(values, prompts)
+    assert found["mean"] == 0.8 and found["n"] == 50 and found["groups"] == 11
+    assert found["low"] == 0  # the one prompt need not be drawn
+
+
+def test_rows_of_one_prompt_are_no_independent_draws():
+    """The interval over prompts holds the truth as often as it says; one that takes the rows for independent draws does not."""
+    rng, size, hits, naive = np.random.default_rng(1), 8, 0, 0
+    for _ in range(300):
+        skill = rng.beta(1, 1, 50)
+        values, prompts = (rng.random((50, size)) < skill[:, None]).ravel(), np.repeat(np.arange(50), size)
+        by_prompt, by_row = interval(values, prompts, resamples=400), interval(values, resamples=400)
+        hits += by_prompt["low"] <= 0.5 <= by_prompt["high"]
+        naive += by_row["low"] <= 0.5 <= by_row["high"]
+    assert 0.9 <= hits / 300 <= 0.985 and naive / 300 < 0.85
+
+
+def test_groups_keep_all_their_rows():
+    """The cluster bootstrap by hand: sums and counts of whole prompts."""
+    rng = np.random.default_rng(2)
+    prompts, values = rng.integers(12, size=60), rng.random(60)
+    order = list(dict.fromkeys(prompts.tolist()))
+    rows = [values[prompts == p] for p in order]
+    draws = np.random.default_rng(0).integers(len(rows), size=(1000, len(rows)))
+    means = [np.concatenate([rows[i] for i in drawn]).mean() for drawn in draws]
+    assert interval(values, prompts)["low"] == pytest.approx(np.quantile(means, 0.025))
+    assert interval(values)["mean"] == interval(values, prompts)["mean"] == pytest.approx(values.mean())
+
+
+def test_trainings_are_resampled_too():
+    """Three trainings that differ, and prompts that do not: an interval over prompts alone has no width, over both it has theirs."""
+    skill, prompts, seeds = np.repeat([0.2, 0.5, 0.8], 30), np.tile(np.arange(30), 3), np.repeat([0, 1, 2], 30)
+    alone, both = interval(skill, prompts), interval(skill, prompts, seeds)
+    assert alone["high"] - alone["low"] < 1e-9 and (both["low"], both["high"]) == pytest.approx((0.2, 0.8))
+    assert both["mean"] == pytest.approx(0.5) and both["groups"] == 30
+
+
+@pytest.mark.parametrize("n", [2, 10, 106])
+def test_values_that_all_agree_have_exact_bounds(n):
+    """Clopper and Pearson's for shares; the same argument for a tie that is always 0.5, and for differences in [-1, 1]."""
+    exact = stats.binomtest(n, n).proportion_ci(method="exact")
+    one, none, ties = interval(np.ones(n)), interval(np.zeros(n)), interval(np.full(n, 0.5))
+    assert (one["low"], one["high"]) == pytest.approx((exact.low, 1)) and (none["low"], none["high"]) == pytest.approx((0, 1 - exact.low))
+    assert (ties["low"], ties["high"]) == pytest.approx((exact.low / 2, 1 - exact.low / 2))
+    always = paired(np.ones(n), np.zeros(n))
+    assert (always["low"], always["high"]) == pytest.approx((2 * exact.low - 1, 1))
+    assert interval(np.full(n, 7.5))["low"] == 7.5  # kilobytes: nothing is known of those not seen
+    if n == 106:
+        assert exact.low == pytest.approx(0.966, abs=5e-4)
+
+
+def test_what_all_agrees_counts_groups_not_rows():
+    assert interval(np.ones(100), np.repeat(np.arange(5), 20))["low"] == pytest.approx(interval(np.ones(5))["low"])
+
+
+@pytest.mark.parametrize("values, groups, message", [
+    ([1.0], None, "two values"),
+    ([1.0, 0.0], ["a", "a"], "two groups"),
+    ([], None, "two values"),
+    ([1, float("nan"), 0], None, "value 1 is not finite"),
+    ([1, 2, float("inf")], ["a", "b", "c"], "value 2 is not finite"),
+    ([1, 1, 0, 0, 0], ["a", "b", None, None, None], "value 2 has no id"),
+    ([1, 0], ["a"], "as many ids"),
+])  # fmt: skip
+def test_what_has_no_interval_says_so(values, groups, message):
+    with pytest.raises(ValueError, match=message):
+        interval(values, groups)
+    with pytest.raises(ValueError, match=f"^clip_acc: .*{message}"):
+        flat("clip_acc", values, groups)
+
+
+def test_an_interval_of_many_rows_is_drawn_in_parts():
+    values = np.random.default_rng(0).normal(size=30_000)
+    draws = np.random.default_rng(0).integers(len(values), size=(1000, len(values)))
+    assert interval(values)["low"] == pytest.approx(np.quantile(values[draws].mean(1), 0.025))
+
+
+def test_paired_differences():
+    """Equal scores: 0 and p 1. A difference on every one of ten prompts: the smallest p that sign flips can give, 2 / 2^10."""
+    a, prompts = np.arange(20.0), np.repeat(np.arange(10), 2)
+    assert paired(a, a, prompts)["p"] == 1 and paired(a, a)["mean"] == 0
+    found = paired(a + 1 + 0.1 * (a % 3), a, prompts)
+    assert found["p"] == pytest.approx(2 / 2**10) and found["groups"] == 10 and found["n"] == 20 and found["low"] > 1
+    rng = np.random.default_rng(0)
+    p = [paired(rng.normal(size=30), rng.normal(size=30), resamples=500)["p"] for _ in range(200)]
+    assert 0.01 < np.mean(np.array(p) < 0.05) < 0.1  # as often as it says, where there is nothing
+
+
+def test_a_paired_difference_weighs_rows_as_its_mean_does():
+    """A prompt with many rows moves the mean of the rows, and the test with it."""
+    a, b, prompts = np.r_[np.ones(90), np.zeros(10)], np.r_[np.zeros(90), np.ones(10)], np.r_[np.zeros(90), np.arange(1, 11)]
+    assert paired(a, b, prompts)["mean"] == pytest.approx(0.8)
+    assert paired(a, b, prompts)["p"] == 1  # no flip of eleven signs gives a sum smaller than that of the one prompt less the ten
+
+
+def test_keyed_takes_rows_of_a_table():
+    assert keyed("x", {"mean": 1.0, "low": 0.0, "high": 2.0, "n": 3, "axis": "quality"}) == {
+        "x": 1.0,
+        "x_low": 0.0,
+        "x_high": 2.0,
+        "x_n": 3,
+    }
