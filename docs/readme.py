@@ -42,7 +42,7 @@ class Table:
     def minus(self, *where: str, digits: int = 2) -> str:
         """How far the row lies from the stage's "corrected", with the p."""
         found = self.rows.loc[where]
-        return f"{text(found, 'minus', digits)}, p = {found.minus_p:.2g}"
+        return f"{text(found, 'minus', digits)}, p = {found.minus_p_given_trainings:.2g}"
 
     def mean(self, *where: str, digits: int = 2) -> str:
         return f"{self.rows.loc[where, 'mean']:.{digits}f}"

@@ -1,18 +1,19 @@
 """The evidence behind notebook 05: `python study/tuning.py tune ROW SEED` tunes a generator by that notebook on one reward with one seed,
-`... measure ROW SEED` draws with it and measures, `... table` puts all into study/tuning.csv and its curves into
-study/tuning_curves.csv. `make study` runs everything, and goes on after a kill."""
+`... measure ROW SEED` draws with it and measures, `... table` puts all into study/tuning_rows.parquet, study/tuning.csv
+and the curves into study/tuning_curves.csv. `make study` runs everything, and goes on after a kill."""
 
 import sys
 from pathlib import Path
 
 import pandas as pd
+import results
 import torch
-from controls import READ, stamp, table
+from ruamel.yaml import YAML
 
-from icthp import draft, evaluate, geneval, hub, run, scores
+from icthp import draft, evaluate, files, geneval, hub, run, scores
 from icthp.detector import eyes
 
-RUNS = Path("runs/study/tuning")
+READ, RUNS = YAML(typ="safe").load, results.RUNS / "tuning"
 CURVES = ["held_out_reward", "val_loss", "kb", "right", "richness", "spread"]
 
 
@@ -23,8 +24,8 @@ def tune(row: str, seed: int, options: dict) -> None:
 
 
 def measure(row: str, seed: int, options: dict, params: dict) -> pd.DataFrame:
-    """One row a prompt and measure, as notebook 06 measures: measure, unit (the prompt), value. A row without a reward is the
-    untuned generator."""
+    """One row a picture and measure, as notebook 06 measures: measure, index (its number), unit (its prompt), value. A row without a reward
+    is the untuned generator."""
     shared, own = params["shared"], params["evaluate"]
     models = shared["models"]
     sources = {"clip": shared["clip"], "pickscore": shared["pickscore"], "ict": f"local-dir:{models}/ict", "hp": f"{models}/hp",
@@ -36,11 +37,12 @@ def measure(row: str, seed: int, options: dict, params: dict) -> pd.DataFrame:
     prompts = Path(shared["prompts"])
     tasks = [task for task in geneval.read_metadata(prompts / "geneval.jsonl") for _ in range(own["geneval_images"])]
     texts = (prompts / "test.txt").read_text(encoding="utf-8").splitlines()[: own["test_prompts"]]
-    draw = lambda texts, k: draft.generate(
-        pipe, texts, steps=shared["sampler_steps"], seed=100_000 * seed + 10_000 * k, size=shared["size"], guidance=own["guidance"]
+    draw = lambda texts, ids: draft.generate(
+        pipe, texts, steps=shared["sampler_steps"], seed=100_000 * seed, ids=ids, size=shared["size"], guidance=own["guidance"]
     )
     values, _ = evaluate.assess(draw, texts, tasks, scorers, eyes(shared["detector"], scorers["clip"]).look)
-    frames = [pd.DataFrame({"measure": name, "unit": list(map(str, v.index)), "value": v.to_numpy()}) for name, v in values.items()]
+    frames = [pd.DataFrame({"measure": name, "index": range(len(v)), "unit": list(map(str, v.index)), "value": v.to_numpy()})
+              for name, v in values.items()]  # fmt: skip
     return pd.concat(frames, ignore_index=True)
 
 
@@ -59,8 +61,10 @@ def main(argv: list[str]) -> None:
     run.enter_project()
     params, rows = READ(Path("params.yaml")), READ(Path("study/params.yaml"))["tuning"]
     if argv == ["table"]:
-        stamp(table({"tuning": rows}), "study/tuning.csv")
-        stamp(curves([row for row, options in rows.items() if options]), "study/tuning_curves.csv")
+        found = results.table(results.collect("tuning", {"tuning": rows}), {"tuning": rows})
+        results.write(found.assign(estimand=results.ESTIMAND), "study/tuning.csv")
+        if list(RUNS.glob("*/*/history.parquet")):
+            results.write(curves([row for row, options in rows.items() if options]), "study/tuning_curves.csv")
         return
     job, row, seed = argv[0], argv[1], int(argv[2])
     torch.manual_seed(seed)
@@ -68,7 +72,7 @@ def main(argv: list[str]) -> None:
         tune(row, seed, rows[row])
     else:
         RUNS.mkdir(parents=True, exist_ok=True)
-        measure(row, seed, rows[row], params).to_parquet(RUNS / f"{row}-{seed}.parquet")
+        files.atomic(RUNS / f"{row}-{seed}.parquet", measure(row, seed, rows[row], params).to_parquet)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import base64
 import http.server
-import inspect
 import io
 import json
 import os
@@ -19,13 +18,11 @@ import pytest
 import torch
 from huggingface_hub import constants
 from PIL import Image
-from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPImageProcessor
 
-from conftest import ROOT
-from icthp import kernels, losses, pick_high, run, scores, share, train
+from icthp import kernels, losses, pick_high, scores, share, train
 from test_losses import triplets
 
 SHORT = {"steps": 2, "batch": 4, "lr": 1e-3, "warmup": 0, "validation": 0.2, "validate_every": 1}
@@ -329,66 +326,6 @@ def test_accelerate_launch_trains_what_one_process_trains(triplets_folder, clip_
     assert all((one[k] - two[k]).norm() <= 1e-5 * one[k].norm() for k in one if "in_proj_bias" not in k)
     histories = [pd.read_parquet(tmp_path / world / "history.parquet") for world in ("one", "two")]
     assert np.allclose(*(h.loss for h in histories), rtol=1e-5) and [h.processes[0] for h in histories] == [1, 2]
-
-
-# ---- the study ------------------------------------------------------------------------------------------------------
-
-
-def test_the_study_lists_its_rows_once():
-    """study/dvc.yaml runs every row of study/params.yaml, whose options the stages know."""
-    rows, stages = (YAML(typ="safe").load(ROOT / f"study/{name}.yaml") for name in ("params", "dvc"))
-    for stage in ("ict", "hp"):
-        matrix, named = stages["stages"][stage]["matrix"], rows[stage]
-        assert {"corrected", *matrix["row"]} == set(named) and len(matrix["row"]) == len(named) - 1 and matrix["seed"] == [0, 1, 2]
-        known = inspect.signature(train.STAGES[stage]).parameters
-        assert not {option for options in named.values() for option in options} - set(known)
-    tuned = [row for row, options in rows["tuning"].items() if options]
-    assert stages["stages"]["tune"]["matrix"] == stages["stages"]["tuned"]["matrix"] == {"row": tuned, "seed": [0, 1, 2]}
-    assert set(rows["tuning"]) == {"base", *tuned} and stages["stages"]["untuned"]["matrix"] == {"seed": [0, 1, 2]}
-    known = run.declared(ROOT / "notebooks/05_draft_k.ipynb")
-    assert not {option for options in rows["tuning"].values() for option in options} - set(known)
-
-
-def test_curves_of_tuning_are_means_over_seeds(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "study")
-    import tuning
-
-    monkeypatch.setattr(tuning, "RUNS", tmp_path)
-    for row in ("clip", "clip_dpo"):
-        for seed in (0, 1):
-            looks = {"val_loss": [None, 0.5 + seed, None, 1.0], "richness": [None, 0.2, None, 0.4 + seed]}
-            (tmp_path / f"{row}-{seed}/clip").mkdir(parents=True)
-            pd.DataFrame({"step": range(4)} | looks).to_parquet(tmp_path / f"{row}-{seed}/clip/history.parquet")
-    found = tuning.curves(["clip", "clip_dpo"]).set_index(["row", "measure", "step"])
-    last = found.loc[("clip", "richness", 3)]
-    assert last[["mean", "min", "max", "count"]].tolist() == pytest.approx([0.9, 0.4, 1.4, 2])
-    assert found.loc[("clip_dpo", "val_loss", 1), "mean"] == 1 and 0 not in found.index.get_level_values("step")
-
-
-def test_controls_are_trained_measured_and_tabled(triplets_folder, clip_folder, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "study")
-    import controls
-
-    clip = f"local-dir:{clip_folder}"
-    recipe = SHORT | {"triplets": str(triplets_folder), "clip": clip}
-    shared = {"triplets": str(triplets_folder), "clip": clip, "size": 64, "seed": 0}
-    rows = {"ict": {"base": {}, "corrected": {}}, "hp": {"corrected": {}, "text": {"text_lambda": 1.0}, "statistics": {}, "icthp": {}}}
-    (tmp_path / "study").mkdir()
-    (tmp_path / "params.yaml").write_text(
-        json.dumps({"shared": shared, "train_ict": recipe, "train_hp": recipe, "evaluate": {"paradox_scenes": 3}})
-    )
-    (tmp_path / "study/params.yaml").write_text(json.dumps(rows | {"ict": rows["ict"] | {"later": {}}}))
-    monkeypatch.chdir(tmp_path)
-    for stage, named in rows.items():
-        for row in named:
-            (tmp_path / "runs/study" / stage).mkdir(parents=True, exist_ok=True)
-            controls.main([stage, row, "0"])
-    controls.main(["table"])
-    table = pd.read_csv("study/controls.csv")
-    assert set(zip(table.stage, table.row)) == {(stage, row) for stage, named in rows.items() for row in named}
-    assert set(table[table.row == "statistics"].measure) == {"i2_i1", "i3_i2", "i3_i1", "paradox_rate"} and (table.low <= table.high).all()
-    base, own = (table[(table.stage == "ict") & (table.row == row)].set_index("measure") for row in ("base", "corrected"))
-    assert (base.minus - (base["mean"] - own["mean"])).abs().max() < 2e-4 and own.minus.isna().all()
 
 
 # ---- sharing --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,105 @@
+"""The study: every control is listed, trained, measured, kept row by row and tabled."""
+
+import inspect
+import json
+import shutil
+
+import pandas as pd
+import pytest
+from ruamel.yaml import YAML
+
+from conftest import ROOT
+from icthp import run, train
+
+SHORT = {"steps": 2, "batch": 4, "lr": 1e-3, "warmup": 0, "validation": 0.2, "validate_every": 1}
+
+
+def test_the_study_lists_its_rows_once():
+    """study/dvc.yaml runs every row of study/params.yaml, whose options the stages know."""
+    rows, stages = (YAML(typ="safe").load(ROOT / f"study/{name}.yaml") for name in ("params", "dvc"))
+    for stage in ("ict", "hp"):
+        matrix, named = stages["stages"][stage]["matrix"], rows[stage]
+        assert {"corrected", *matrix["row"]} == set(named) and len(matrix["row"]) == len(named) - 1 and matrix["seed"] == [0, 1, 2]
+        known = inspect.signature(train.STAGES[stage]).parameters
+        assert not {option for options in named.values() for option in options} - set(known)
+    tuned = [row for row, options in rows["tuning"].items() if options]
+    assert stages["stages"]["tune"]["matrix"] == stages["stages"]["tuned"]["matrix"] == {"row": tuned, "seed": [0, 1, 2]}
+    assert set(rows["tuning"]) == {"base", *tuned} and stages["stages"]["untuned"]["matrix"] == {"seed": [0, 1, 2]}
+    known = run.declared(ROOT / "notebooks/05_draft_k.ipynb")
+    assert not {option for options in rows["tuning"].values() for option in options} - set(known)
+
+
+def test_curves_of_tuning_are_means_over_seeds(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "study")
+    import tuning
+
+    monkeypatch.setattr(tuning, "RUNS", tmp_path)
+    for row in ("clip", "clip_dpo"):
+        for seed in (0, 1):
+            looks = {"val_loss": [None, 0.5 + seed, None, 1.0], "richness": [None, 0.2, None, 0.4 + seed]}
+            (tmp_path / f"{row}-{seed}/clip").mkdir(parents=True)
+            pd.DataFrame({"step": range(4)} | looks).to_parquet(tmp_path / f"{row}-{seed}/clip/history.parquet")
+    found = tuning.curves(["clip", "clip_dpo"]).set_index(["row", "measure", "step"])
+    last = found.loc[("clip", "richness", 3)]
+    assert last[["mean", "min", "max", "count"]].tolist() == pytest.approx([0.9, 0.4, 1.4, 2])
+    assert found.loc[("clip_dpo", "val_loss", 1), "mean"] == 1 and 0 not in found.index.get_level_values("step")
+
+
+def test_controls_are_trained_measured_and_tabled(triplets_folder, clip_folder, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "study")
+    import controls
+
+    clip = f"local-dir:{clip_folder}"
+    recipe = SHORT | {"triplets": str(triplets_folder), "clip": clip}
+    shared = {"triplets": str(triplets_folder), "clip": clip, "size": 64, "seed": 0}
+    rows = {"ict": {"base": {}, "corrected": {}}, "hp": {"corrected": {}, "text": {"text_lambda": 1.0}, "statistics": {}, "icthp": {}}}
+    (tmp_path / "study").mkdir()
+    (tmp_path / "params.yaml").write_text(
+        json.dumps({"shared": shared, "train_ict": recipe, "train_hp": recipe, "evaluate": {"paradox_scenes": 3}})
+    )
+    (tmp_path / "study/params.yaml").write_text(json.dumps(rows | {"ict": rows["ict"] | {"later": {}}}))
+    monkeypatch.chdir(tmp_path)
+    for stage, named in rows.items():
+        for row in named:
+            (tmp_path / "runs/study" / stage).mkdir(parents=True, exist_ok=True)
+            controls.main([stage, row, "0"])
+    controls.main(["table"])
+    table, kept = pd.read_csv("study/controls.csv"), pd.read_parquet("study/controls_rows.parquet")
+    plain = kept[(kept.row == "corrected") & (kept.stage == "ict") & (kept.measure == "i2_i1")]
+    row = table[(table.row == "corrected") & (table.stage == "ict") & (table.measure == "i2_i1")].iloc[0]
+    assert row["mean"] == pytest.approx(plain.value.mean(), abs=1e-4) and row.lowest_seed <= row["mean"] <= row.highest_seed
+    assert (row.n, row.groups) == (plain["index"].nunique(), plain.unit.nunique()) and row.estimand.startswith("mean over rows")
+    shutil.rmtree("runs")
+    controls.main(["table"])  # the kept rows are enough
+    assert pd.read_csv("study/controls.csv").drop(columns="commit").equals(table.drop(columns="commit"))
+    assert set(zip(table.stage, table.row)) == {(stage, row) for stage, named in rows.items() for row in named}
+    assert set(table[table.row == "statistics"].measure) == {"i2_i1", "i3_i2", "i3_i1", "paradox_rate"} and (table.low <= table.high).all()
+    base, own = (table[(table.stage == "ict") & (table.row == row)].set_index("measure") for row in ("base", "corrected"))
+    assert (base.minus - (base["mean"] - own["mean"])).abs().max() < 2e-4 and own.minus.isna().all()
+
+
+def rows_of(skill, seeds=(0, 1, 2), row="corrected"):
+    """40 rows of ten prompts, one of them with 13 rows, and a skill a seed."""
+    units = [f"p{i}" for i in range(9) for _ in range(3)] + ["long"] * 13
+    return pd.concat([
+        pd.DataFrame({"stage": "ict", "row": row, "seed": s, "measure": "i2_i1", "index": range(40), "unit": units,
+                      "value": [float(i % 10 < 10 * skill(s)) for i in range(40)]}) for s in seeds])  # fmt: skip
+
+
+def test_a_row_of_the_study_never_mixes_estimands(monkeypatch):
+    """The mean lies among its own seeds, for all are means over rows; and trainings that differ widen the interval."""
+    monkeypatch.syspath_prepend(ROOT / "study")
+    import results
+
+    apart, same = rows_of(lambda s: 0.3 + 0.2 * s), rows_of(lambda s: 0.5, row="same")
+    table = results.table(pd.concat([apart, same]), {"ict": {"corrected": {}, "same": {}}}, "corrected").set_index("row")
+    assert table.loc["corrected", ["lowest_seed", "mean", "highest_seed"]].tolist() == pytest.approx([0.3, 0.5, 0.7])
+    assert (table.n == 40).all() and (table.groups == 10).all() and (table.seeds == 3).all()
+    assert table.loc["corrected", "low"] < table.loc["same", "low"] and table.loc["corrected", "high"] > table.loc["same", "high"]
+    assert table.loc["same", "minus"] == pytest.approx(0) and "minus_p_given_trainings" in table
+
+
+def test_todays_tables_of_the_study_say_their_estimand():
+    for name in ("controls", "tuning"):
+        table = pd.read_csv(ROOT / f"study/{name}.csv")
+        assert table.estimand.nunique() == 1 and table.estimand[0].startswith("mean over ")
