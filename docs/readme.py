@@ -33,7 +33,7 @@ class Table:
 
     def __init__(self, file):
         rows = pd.read_csv(file).rename(columns={"low": "mean_low", "high": "mean_high"})
-        self.rows = rows.set_index(["stage", "row", "measure"])
+        self.rows, self.estimand = rows.set_index(["stage", "row", "measure"]), rows.estimand[0]
 
     def __call__(self, stage: str, row: str, measure: str, digits: int = 2) -> str:
         where = stage, row, measure
