@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from controls import READ, stamp, table
 
-from icthp import draft, evaluate, geneval, hub, run, scores
+from icthp import draft, evaluate, geneval, hub, run, scores, tables
 from icthp.detector import eyes
 
 RUNS = Path("runs/study/tuning")
@@ -35,7 +35,7 @@ def measure(row: str, seed: int, options: dict, params: dict) -> pd.DataFrame:
         pipe.load_lora_weights(str(RUNS / f"{row}-{seed}" / options["reward"]))
     prompts = Path(shared["prompts"])
     tasks = [task for task in geneval.read_metadata(prompts / "geneval.jsonl") for _ in range(own["geneval_images"])]
-    texts = (prompts / "test.txt").read_text(encoding="utf-8").splitlines()[: own["test_prompts"]]
+    texts = tables.read_lines(prompts / "test.txt")[: own["test_prompts"]]
     draw = lambda texts, k: draft.generate(
         pipe, texts, steps=shared["sampler_steps"], seed=100_000 * seed + 10_000 * k, size=shared["size"], guidance=own["guidance"]
     )
@@ -72,4 +72,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    run.own_code()
     main(sys.argv[1:])

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import shlex
 from decimal import Decimal
 from numbers import Real
 from pathlib import Path
@@ -174,3 +175,26 @@ def write_csv(file, table: pd.DataFrame) -> Path:
     safe = lambda cell: f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
     plain = table.astype(object).map(safe).rename(columns=safe)
     return atomic(file, lambda partial: plain.to_csv(partial, index=False, encoding="utf-8", errors="backslashreplace"))
+
+
+# ---- lists in a parameter ----------------------------------------------------------------------------------------
+
+
+def names(text: str) -> list[str]:
+    """Those of a list like "jpeg, clip"."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def pairs(parameter: str, text: str, known: list[str]) -> dict[str, str]:
+    """Those of a text like 'clip=ViT-B-32 hp="my models/hp"', quoted as in a shell. ValueError names the parameter and what is no pair, or
+    whose name is not `known`."""
+    try:
+        parts = [part.partition("=") for part in shlex.split(text)]
+    except ValueError as error:
+        raise ValueError(f"{parameter}: a quote in {text} is not closed") from error
+    for name, equals, value in parts:
+        if not (name and equals and value):
+            raise ValueError(f'{parameter}: {name + equals!r} is no name=value; put a value with a space in quotes: name="my value"')
+        if name not in known:
+            raise ValueError(f"{parameter}: {name} is none of {', '.join(known)}")
+    return {name: value for name, _, value in parts}
