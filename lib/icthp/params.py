@@ -41,7 +41,7 @@ def _load(text: str, where) -> tuple[Node | None, object]:
     try:
         root = YAML(typ="safe", pure=True).compose(text)
         for node, kinds in _nodes(root) if root else ():
-            kind = str(node.tag).rpartition(":")[2]
+            kind = str(node.tag).removeprefix("tag:yaml.org,2002:")
             if kind not in kinds:
                 raise ValueError(f"{where}, line {node.start_mark.line + 1}: YAML's {kind} stands where only {', '.join(kinds)} may; "
                                  "put it in quotes if it is meant as text")  # fmt: skip

@@ -79,7 +79,7 @@ def declared(notebook) -> dict:
     notebook that cannot be read, has no such cell, or more than one."""
     try:
         cells = [c for c in nbformat.read(notebook, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
-    except (OSError, ValueError, AttributeError, nbformat.ValidationError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, nbformat.ValidationError) as error:
         raise ValueError(f"{notebook} is no notebook that can be read: {str(error).partition(chr(10))[0][:200]}") from error
     if len(cells) != 1:
         raise ValueError(f"{notebook} has {len(cells)} cells tagged `parameters`; it needs exactly one")

@@ -16,7 +16,7 @@ import pandas as pd
 from icthp.files import atomic
 
 
-def read_text(file) -> str:
+def decoded(file) -> str:
     """The text of a file, without a byte order mark. ValueError names the first byte that is not UTF-8."""
     content = Path(file).read_bytes()
     try:
@@ -32,7 +32,7 @@ def read_lines(file) -> list[str]:
 
 
 def _lines(file) -> list[tuple[int, str]]:
-    numbered = enumerate(read_text(file).split("\n"), 1)
+    numbered = enumerate(decoded(file).split("\n"), 1)
     return [(i, line.removesuffix("\r")) for i, line in numbered if line.strip()]
 
 
@@ -53,7 +53,7 @@ def read_csv(file, names: list[str] | None = None, **form) -> pd.DataFrame:
 
 def _csv_rows(file, form: dict) -> list[tuple[int, list[str]]]:
     """(the line that it ends on, cells) of each row that is not blank."""
-    reader = csv.reader(io.StringIO(read_text(file), newline=""), strict=True, **form)
+    reader = csv.reader(io.StringIO(decoded(file), newline=""), strict=True, **form)
     try:
         return [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
@@ -81,7 +81,7 @@ def _json(text: str, where: str):
 
 def read_json(file) -> list[dict]:
     """The objects of a file that is one JSON list of them."""
-    rows = _json(read_text(file), str(file))
+    rows = _json(decoded(file), str(file))
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{file} is no list of JSON objects, one a row")
     return rows
@@ -171,10 +171,11 @@ def _number(cell, where: str) -> float:
 
 
 def write_csv(file, table: pd.DataFrame) -> Path:
-    """A csv for people. A text that a spreadsheet would compute (=, +, -, @, tab or carriage return in front) gets a ' before it."""
+    """A csv for people, as RFC 4180 has it, whole or absent. A text that a spreadsheet would compute (=, +, -, @, tab or carriage return in
+    front) gets a ' before it."""
     safe = lambda cell: f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
     plain = table.astype(object).map(safe).rename(columns=safe)
-    return atomic(file, lambda partial: plain.to_csv(partial, index=False, encoding="utf-8", errors="backslashreplace"))
+    return atomic(file, lambda partial: plain.to_csv(partial, index=False, encoding="utf-8", lineterminator="\r\n"))
 
 
 # ---- lists in a parameter ----------------------------------------------------------------------------------------
