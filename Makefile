@@ -50,9 +50,9 @@ site: .venv/ready  ## the README, the executed notebooks and the figures as HTML
 clean:  ## forget all results; data/, the cache and .venv stay
 	rm -rf runs models figures site
 
-.venv/ready: requirements.lock pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --upgrade pip
-	$(BIN)/pip install -q -r requirements.lock
-	$(BIN)/pip install -q --no-deps -e .
+.venv/ready: requirements.lock pyproject.toml  # .venv/made: venv and pip are whole; what a kill left of them is made anew
+	test -e .venv/made || test -e $@ || $(PYTHON) -m venv --clear --upgrade-deps .venv
+	touch .venv/made
+	$(BIN)/python -m pip install -q -r requirements.lock
+	$(BIN)/python -m pip install -q --no-deps -e .
 	touch $@

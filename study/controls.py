@@ -10,11 +10,10 @@ import pandas as pd
 import results
 import torch
 from results import RUNS
-from ruamel.yaml import YAML
 
 from icthp import audit, evaluate, files, microworld, pick_high, pictures, run, scores, train
 
-READ = YAML(typ="safe").load
+READ = run.read_params
 
 
 class Statistics(scores.Scorer):
@@ -47,7 +46,7 @@ def trained(stage: str, row: str, seed: int, params: dict, options: dict) -> sco
         return Statistics(pick_high.Triplets(params["shared"]["triplets"], "train", params["shared"]["size"]))
     function, out = train.STAGES[stage], RUNS / stage / f"{row}-{seed}"
     options = {"ict": f"local-dir:{RUNS}/ict/corrected-{seed}"} | options if options.get("text_lambda") else options
-    function(**run.arguments(function, f"train_{stage}", options | {"out": out, "seed": seed}))
+    function(**run.arguments(function, f"train_{stage}", options | {"out": str(out), "seed": seed}))
     return scores.load(stage, f"local-dir:{out}" if stage == "ict" else str(out))
 
 
@@ -89,4 +88,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    run.own_code()
     main(sys.argv[1:])

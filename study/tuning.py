@@ -8,12 +8,11 @@ from pathlib import Path
 import pandas as pd
 import results
 import torch
-from ruamel.yaml import YAML
 
-from icthp import draft, evaluate, files, geneval, hub, run, scores
+from icthp import draft, evaluate, files, geneval, hub, run, scores, tables
 from icthp.detector import eyes
 
-READ, RUNS = YAML(typ="safe").load, results.RUNS / "tuning"
+READ, RUNS = run.read_params, results.RUNS / "tuning"
 CURVES = ["held_out_reward", "val_loss", "kb", "right", "richness", "spread"]
 
 
@@ -36,7 +35,7 @@ def measure(row: str, seed: int, options: dict, params: dict) -> pd.DataFrame:
         pipe.load_lora_weights(str(RUNS / f"{row}-{seed}" / options["reward"]))
     prompts = Path(shared["prompts"])
     tasks = [task for task in geneval.read_metadata(prompts / "geneval.jsonl") for _ in range(own["geneval_images"])]
-    texts = (prompts / "test.txt").read_text(encoding="utf-8").splitlines()[: own["test_prompts"]]
+    texts = tables.read_lines(prompts / "test.txt")[: own["test_prompts"]]
     draw = lambda texts, ids: draft.generate(
         pipe, texts, steps=shared["sampler_steps"], seed=100_000 * seed, ids=ids, size=shared["size"], guidance=own["guidance"]
     )
@@ -76,4 +75,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    run.own_code()
     main(sys.argv[1:])

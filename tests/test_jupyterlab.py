@@ -69,7 +69,7 @@ def lab(tmp_path):
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HOME": str(tmp_path), "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     options = ["--no-browser", "--allow-root", "--port=0", "--IdentityProvider.token=key", "--LabApp.expose_app_in_browser=True",
                "--ServerApp.use_redirect_file=False"]  # fmt: skip
-    with open(tmp_path / "lab.log", "w") as log:
+    with open(tmp_path / "lab.log", "w", encoding="utf-8") as log:
         server = subprocess.Popen([BIN / "jupyter", "lab", *options, "notebooks"], cwd=ROOT, env=environment, stdout=log, stderr=log)
     for _ in range(120):
         if found := re.search(r"http://(?:localhost|127\.0\.0\.1):(\d+)/lab", (tmp_path / "lab.log").read_text(encoding="utf-8")):

@@ -1,4 +1,6 @@
 import ast
+import re
+import shutil
 
 import nbformat
 import pytest
@@ -16,7 +18,7 @@ def project(tmp_path, monkeypatch):
     """A project of one notebook that writes the type and value of its parameters."""
     monkeypatch.chdir(tmp_path)
     text = yaml.dump(PARAMS, sort_keys=False).replace("1.0e-05", "1e-5")  # a string to YAML 1.1
-    (tmp_path / "params.yaml").write_text(text)
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
     write(tmp_path / "n.ipynb", CELL, 'open("seen.txt", "w").write(repr([lr, flag, name, n, none, seed]))')
     return tmp_path
 
@@ -71,6 +73,88 @@ def test_unknown_section_and_missing_cell(project, capsys):
     assert "0 cells tagged `parameters`" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "content", [None, "", "hello", "[]", "{}", '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": 3}', b"caf\xe9"]
+)
+def test_what_is_no_notebook_is_named_in_one_sentence(project, capsys, content):
+    if content is not None:
+        (project / "x.ipynb").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert run.main(["x.ipynb", "stage"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith("x.ipynb: x.ipynb ") and not (project / "runs").exists()
+
+
+@pytest.mark.parametrize("cell", ["lr = (", "%matplotlib inline"])
+def test_a_cell_of_parameters_that_is_no_python_is_named(project, cell):
+    write(project / "n.ipynb", cell)
+    with pytest.raises(ValueError, match=r"n.ipynb, line 1 of the cell of parameters: "):
+        run.declared(project / "n.ipynb")
+
+
+def test_the_cell_of_parameters_declares_names_and_defaults(project):
+    write(project / "n.ipynb", 'a: int = 3\nb = c = -1e-5\nd = None\ne = open("x")\nimport os\nf = ["x"]')
+    assert run.declared(project / "n.ipynb") == {"b": -1e-5, "c": -1e-5, "d": None, "e": None, "f": ["x"], "a": 3}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("n: 3", "n: 3.5", "params.yaml, stage: n must be a whole number, not 3.5"),
+        ("lr: 1e-5", "lr: '1e-5'", "params.yaml, stage: lr must be a number, not '1e-5'"),
+        ("name: 'no'", "name: 007", "params.yaml, stage: name must be a text, not 7: put it in quotes"),
+        ("flag: false", "flag: no", "params.yaml, stage: flag must be true or false, not 'no'"),
+        ("seed: 7", "seed: true", "params.yaml, stage: seed must be a whole number, not True"),
+        ("n: 3", "n: 3\n  n: 4", "params.yaml, line 9: found duplicate key"),
+        ("n: 3", "n: 2019-01-01", "params.yaml, line 8: YAML's timestamp"),
+    ],
+)
+def test_a_mistake_in_params_yaml_ends_a_run_with_one_sentence(project, capsys, old, new, says):
+    text = (project / "params.yaml").read_text(encoding="utf-8")
+    assert old in text
+    (project / "params.yaml").write_text(text.replace(old, new), encoding="utf-8")
+    assert run.main(["n.ipynb", "stage"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"n.ipynb: {says}") and said.count("\n") == 1
+
+
+def test_a_whole_number_may_stand_for_a_number(project):
+    text = (project / "params.yaml").read_text(encoding="utf-8").replace("lr: 1e-5", "lr: 2")
+    (project / "params.yaml").write_text(text, encoding="utf-8")
+    assert run.parameters("n.ipynb", "stage", {})["lr"] == 2.0
+
+
+NAMES = ["../../x", "http://h/v1", "a b{c}", "é", "x" * 5000, "..", "a=b: #1", "\n", "n-../../x{0}" + "x" * 500]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_executed_notebooks_are_plain_and_short(name):
+    assert re.fullmatch(r"[A-Za-z0-9._-]{1,90}", run._clean(f"n-{name}"))
+
+
+def test_names_of_executed_notebooks_differ_where_values_do():
+    names = [*NAMES, "a b", "a_b", "a/b", "x" * 90 + "1", "x" * 90 + "2"]
+    assert len({run._clean(name) for name in names}) == len(names) and run._clean("05_draft_k-clip") == "05_draft_k-clip"
+
+
+def test_values_cannot_lead_the_executed_notebook_out_of_its_folder(project):
+    before, name = {p.name for p in project.iterdir()}, NAMES[-1]
+    made = run.run("n.ipynb", "stage", name=name)
+    assert repr(name) in (project / "seen.txt").read_text(encoding="utf-8")
+    assert {p.name for p in project.iterdir()} == before | {"runs", "seen.txt"}
+    assert [p for p in (project / "runs").rglob("*") if p.is_file()] == [project / made] and made.parent.as_posix() == "runs/notebooks"
+    assert run.main(["n.ipynb", "stage", "output=elsewhere.ipynb"]) == 1 and not (project / "elsewhere.ipynb").exists()
+
+
+def test_a_notebook_is_named_from_here_or_from_the_root(project, monkeypatch):
+    (project / "deep").mkdir()
+    shutil.copy(project / "n.ipynb", project / "deep/m.ipynb")
+    monkeypatch.chdir(project / "deep")
+    assert run.main(["m.ipynb", "stage"]) == 0 and (project / "runs/notebooks/m.ipynb").exists()
+    monkeypatch.chdir(project / "deep")
+    assert run.main(["n.ipynb", "stage"]) == 0 and (project / "runs/notebooks/n.ipynb").exists()
+    assert not (project / "deep/runs").exists()
+
+
 def test_enter_project_from_below_and_from_outside(project, tmp_path_factory, monkeypatch):
     (project / "deep/er").mkdir(parents=True)
     monkeypatch.chdir(project / "deep/er")
@@ -78,6 +162,19 @@ def test_enter_project_from_below_and_from_outside(project, tmp_path_factory, mo
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     with pytest.raises(FileNotFoundError, match="inside the project"):
         run.enter_project()
+
+
+def test_the_project_is_found_from_a_folder_with_parameters_of_its_own(monkeypatch):
+    monkeypatch.chdir(ROOT / "study")
+    assert (ROOT / "study/params.yaml").exists() and run.enter_project() == ROOT
+
+
+def test_a_project_without_code_of_its_own_takes_what_is_installed(project):
+    (project / "lib").mkdir()
+    (project / "dvc.yaml").write_text("stages: {}\n", encoding="utf-8")
+    assert run.enter_project() == project and not run.foreign(project)
+    (project / "lib/icthp").symlink_to(ROOT / "lib/icthp")
+    assert run.enter_project() == project and not run.foreign(project)
 
 
 def test_need_says_which_stage(project):
@@ -149,8 +246,8 @@ def test_the_study_depends_on_every_module_that_it_uses():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "lib/icthp").rglob("*.py")), ids=lambda p: p.stem)
 def test_the_library_needs_no_notebook_tools(path):
-    """Papermill and its like are an extra: only run.py imports them, and no module imports run.py (train's command line does)."""
-    if path.name != "run.py":
+    """Papermill and its like are an extra: only run.py and params.py import them, and only train's command line imports these."""
+    if path.name not in ("run.py", "params.py"):
         nodes = [n for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, (ast.Import, ast.ImportFrom))]
         named = {a.name for n in nodes for a in n.names} | {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
-        assert not named & {"papermill", "nbformat", "ruamel.yaml", "icthp.run", "run", "dvc"}
+        assert not named & {"papermill", "nbformat", "ruamel.yaml", "icthp.run", "run", "icthp.params", "params", "dvc"}

@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
 
 from icthp.pictures import upright
+from icthp.tables import read_jsonl
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -162,16 +163,15 @@ def evaluate(picture: Image.Image, metadata: dict, detector, colours: ClipColour
 
 def read_metadata(file) -> list[dict]:
     """GenEval's jsonl: a prompt a line, with its tag, include and perhaps exclude. ValueError names the line that is none."""
-    rows = []
-    for i, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), 1):
-        row = json.loads(line) if line.strip() else {}
-        missing = [name for name in ("tag", "include", "prompt") if name not in row]
-        if missing:
-            raise ValueError(f"{file}, line {i} has no {', '.join(missing)}; a line of GenEval's metadata has tag, include and prompt")
-        rows.append(row)
+    rows, kinds = read_jsonl(file), {"tag": str, "include": list, "prompt": str}
+    for line, row in rows:
+        wrong = [name for name, kind in kinds.items() if not isinstance(row.get(name), kind)]
+        if wrong:
+            raise ValueError(f"{file}, line {line} has no {', '.join(wrong)}; a line of GenEval's metadata has tag and prompt, which are "
+                             "texts, and include, a list")  # fmt: skip
     if not rows:
         raise ValueError(f"{file} is empty; a line of GenEval's metadata has tag, include and prompt")
-    return rows
+    return [row for _, row in rows]
 
 
 def read_folder(folder) -> pd.DataFrame:

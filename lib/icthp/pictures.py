@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
+from icthp.tables import read_columns
+
 
 def encode(pixels: Tensor, format: str = "PNG", **options) -> list[dict]:
     """Pixels (b, 3, h, w) in [0, 1] as file contents, in the form that datasets.Image() stores."""
@@ -101,7 +103,6 @@ def stack(pictures, size: int | None = None) -> Tensor:
     return torch.stack(tensors if size is None else [fit_square(t[None], size)[0] for t in tensors]).float() / 255
 
 
-TABLES = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".jsonl": lambda p: pd.read_json(p, lines=True)}  # how each is read
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -112,31 +113,13 @@ def read_table(source) -> pd.DataFrame:
     if source.is_dir():
         files = sorted(str(p) for p in source.iterdir() if p.suffix.lower() in SUFFIXES)
         return pd.DataFrame({"image": files, "prompt": pd.Series([None] * len(files), dtype=object)})
-    table = read_columns(source, ["image"])
+    table = read_columns(source, ["image"], optional=["prompt"])
     return table if "prompt" in table else table.assign(prompt=pd.Series([None] * len(table), dtype=object))
 
 
 def read_levels(source, levels: list[str]) -> pd.DataFrame:
     """A table with a column `prompt` and one column of files for each level, plainest first -> the same with full paths."""
     return read_columns(Path(source), levels, ["prompt"])
-
-
-def read_columns(source: Path, files: list[str], others=()) -> pd.DataFrame:
-    """A table, checked for its columns: `files` name pictures relative to it, in the frame with their full paths. Raises
-    FileNotFoundError, or ValueError for another format, a column that is not there or a row that names no file."""
-    if not source.exists():
-        raise FileNotFoundError(f"{source} does not exist: give a folder of pictures or a table")
-    if source.suffix not in TABLES:
-        raise ValueError(f"{source} is neither a folder nor a table: it must end in {', '.join(TABLES)}")
-    table = TABLES[source.suffix](source)
-    missing = [name for name in (*files, *others) if name not in table]
-    if missing:
-        raise ValueError(f"{source} has no column `{'`, `'.join(missing)}`; it has {', '.join(map(str, table.columns))}")
-    for name in files:
-        empty = [str(i) for i, path in enumerate(table[name]) if not isinstance(path, str) or not path]
-        if empty:
-            raise ValueError(f"{source}: column `{name}` names no file in row {', '.join(empty[:5])}; fill it in or drop the row")
-    return table.assign(**{name: [str(source.parent / path) for path in table[name]] for name in files})
 
 
 def jpeg_bytes(pixels: Tensor, quality: int = 95) -> Tensor:

@@ -1,32 +1,67 @@
 """The bridge between params.yaml and papermill: `python -m icthp.run NOTEBOOK [SECTION] [name=value ...]`.
 
-Runs a notebook from the project's root with the parameters of its section. The file is read as YAML 1.2, as dvc does, so
-1e-5 is a float and false is False; papermill's own -p and -f would make strings of them.
+Runs a notebook from the project's root with the parameters of its section, of the types that the defaults in the notebook's own cell of
+parameters have (see icthp.params).
 """
 
 import ast
 import inspect
 import os
+import re
 import sys
+import zlib
 from pathlib import Path
 
 import nbformat
 import papermill
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
-from ruamel.yaml import YAML
+
+from icthp.params import fitting, given, read_params
 
 TRAINING = ("seed", "precision")  # what every training takes of them
 SHARED = "shared"  # the section whose values a notebook takes when it declares them
 
 
+# ---- the project and its code -----------------------------------------------------------------------------------
+
+
+def project(here: Path) -> Path | None:
+    """The nearest folder, `here` or above it, with params.yaml, dvc.yaml and lib; where none has all, the nearest with params.yaml."""
+    above = [here, *here.parents]
+    whole = (p for p in above if all((p / name).exists() for name in ("params.yaml", "dvc.yaml", "lib")))
+    return next(whole, None) or next((p for p in above if (p / "params.yaml").exists()), None)
+
+
 def enter_project() -> Path:
-    """Make the project's root (the folder of params.yaml, here or above) the working directory, in any front end."""
+    """Make the project's root (see `project`) the working directory, in any front end. FileNotFoundError outside of one; ImportError
+    where the root has an icthp of its own and another one runs, as with one environment for two checkouts."""
     here = Path.cwd()
-    root = next((p for p in (here, *here.parents) if (p / "params.yaml").exists()), None)
+    root = project(here)
     if root is None:
         raise FileNotFoundError(f"no params.yaml in {here} or above it: open the notebook inside the project")
+    if foreign(root):
+        raise ImportError(f"the icthp that runs is {Path(__file__).parent}, not this project's own {root / 'lib/icthp'}: start with "
+                          f"PYTHONPATH={root / 'lib'}, or from {root}/.venv, which `make .venv/ready` makes there")  # fmt: skip
     os.chdir(root)
     return root
+
+
+def foreign(root: Path) -> bool:
+    """Has `root` an icthp of its own that is not the one that runs?"""
+    own = root / "lib/icthp"
+    return own.exists() and own.resolve() != Path(__file__).resolve().parent
+
+
+def own_code() -> None:
+    """For a script, before anything else: begin again with the project's own icthp where another one was imported, as in a git worktree
+    or in an experiment that dvc runs in a folder of its own. Once: what still runs another one then is refused by `enter_project`."""
+    root = project(Path.cwd())
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if root and foreign(root) and paths[0] != str(root / "lib"):
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(root / "lib"), *filter(None, paths)])
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def need(path, stage: str) -> Path:
@@ -36,73 +71,116 @@ def need(path, stage: str) -> Path:
     return Path(path)
 
 
-def declared(notebook) -> list[str]:
-    """Names that the notebook's one cell tagged `parameters` assigns."""
-    cells = [c for c in nbformat.read(notebook, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
+# ---- notebooks and stages ---------------------------------------------------------------------------------------
+
+
+def declared(notebook) -> dict:
+    """What the notebook's one cell tagged `parameters` assigns: name -> default, None where that is no plain value. ValueError names a
+    notebook that cannot be read, has no such cell, or more than one."""
+    try:
+        cells = [c for c in nbformat.read(notebook, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
+    except (OSError, ValueError, TypeError, AttributeError, nbformat.ValidationError) as error:
+        raise ValueError(f"{notebook} is no notebook that can be read: {str(error).partition(chr(10))[0][:200]}") from error
     if len(cells) != 1:
         raise ValueError(f"{notebook} has {len(cells)} cells tagged `parameters`; it needs exactly one")
-    assigned = [node for node in ast.parse(cells[0].source).body if isinstance(node, ast.Assign)]
-    return [target.id for node in assigned for target in node.targets]
+    try:
+        body = ast.parse(cells[0].source).body
+    except SyntaxError as error:
+        raise ValueError(f"{notebook}, line {error.lineno} of the cell of parameters: {error.msg}") from error
+    assigned = [
+        (n.targets if isinstance(n, ast.Assign) else [n.target], n.value) for n in body if isinstance(n, (ast.Assign, ast.AnnAssign))
+    ]
+    return {target.id: _literal(value) for targets, value in assigned for target in targets if isinstance(target, ast.Name)}
+
+
+def _literal(value: ast.expr | None):
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, TypeError):
+        return None
+
+
+def _section(params: dict, name: str) -> dict:
+    if name not in params:
+        raise ValueError(f"params.yaml has no section {name!r}; it has {', '.join(params)}")
+    return params[name]
 
 
 def parameters(notebook, section: str, extra: dict) -> dict:
-    """The section's values, the shared ones that the notebook declares, and `extra`; all and only what it declares."""
-    params = YAML(typ="safe").load(Path("params.yaml"))
-    if section not in params:
-        raise KeyError(f"params.yaml has no section {section!r}; it has {', '.join(params)}")
-    names = declared(notebook)
-    shared = {k: v for k, v in params.get(SHARED, {}).items() if k in names}
-    values = shared | params[section] | extra
-    unknown, missing = sorted(set(values) - set(names)), sorted(set(names) - set(values))
+    """The section's values, the shared ones that the notebook declares, and `extra`; all and only what it declares, of its types."""
+    params, defaults = read_params(), declared(notebook)
+    shared = {k: v for k, v in params.get(SHARED, {}).items() if k in defaults}
+    values = shared | _section(params, section) | extra
+    unknown, missing = sorted(set(values) - set(defaults)), sorted(set(defaults) - set(values))
     if unknown:
         raise ValueError(f"{section} in params.yaml sets {', '.join(unknown)}, which {notebook} does not declare")
     if missing:
         raise ValueError(f"{notebook} declares {', '.join(missing)}, which {section} in params.yaml does not set")
-    return values
+    return {k: fitting(k, defaults[k], v, "" if k in extra else f"params.yaml, {section}: ") for k, v in values.items()}
 
 
-def arguments(function, section: str, extra: dict) -> dict:
-    """The section's values, the shared ones that `function` or the training loop takes by name, and `extra`."""
-    params = YAML(typ="safe").load(Path("params.yaml"))
-    names = inspect.signature(function).parameters
-    return {k: v for k, v in params[SHARED].items() if k in names or k in TRAINING} | params[section] | extra
+def arguments(function, section: str, extra: dict | list[str], through=()) -> dict:
+    """The section's values, the shared ones that `function` or the training loop takes by name, and `extra`, a dict or name=value pairs.
+    The default of a keyword declares its type, of `function` before those of the functions that it hands the rest on to, `through`;
+    where it has none the section's value does."""
+    params, takes = read_params(), inspect.signature(function).parameters
+    values = {k: v for k, v in params.get(SHARED, {}).items() if k in takes or k in TRAINING} | _section(params, section)
+    defaults = dict(values)
+    for each in reversed([function, *through]):
+        own = inspect.signature(each).parameters.values()
+        defaults |= {p.name: values.get(p.name) if p.default in (p.empty, None) else p.default for p in own if p.kind is p.KEYWORD_ONLY}
+    extra = extra if isinstance(extra, dict) else given(extra, defaults, section)
+    return {k: fitting(k, defaults.get(k), v, "" if k in extra else f"params.yaml, {section}: ") for k, v in (values | extra).items()}
 
 
-def run(notebook, section: str, output=None, **extra) -> Path:
-    """Execute `notebook` with `section`; the executed copy goes to `output` (default runs/notebooks/NAME.ipynb)."""
-    notebook = Path(notebook)
-    output = Path(output or Path("runs/notebooks") / ("-".join([notebook.stem, *map(str, extra.values())]) + ".ipynb"))
+def run(notebook, section: str, output=None, /, **extra) -> Path:
+    """Execute `notebook` with `section`; the executed copy goes to `output`, by default to runs/notebooks under a name made of the
+    notebook's and of extra's values."""
+    notebook = _inside(notebook)
+    values = parameters(notebook, section, extra)
+    output = Path(output or f"runs/notebooks/{_clean('-'.join([notebook.stem, *map(str, extra.values())]))}.ipynb")
     output.parent.mkdir(parents=True, exist_ok=True)
+    source, target = (str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, output))  # papermill formats paths
     papermill.execute_notebook(
-        str(notebook), str(output), parameters=parameters(notebook, section, extra), kernel_name="python3", language="python",
-        cwd=str(enter_project()), autosave_cell_every=60, log_output=True, stdout_file=sys.stdout, stderr_file=sys.stderr)  # fmt: skip
+        source, target, parameters=values, kernel_name="python3", language="python", cwd=str(Path.cwd()), autosave_cell_every=60,
+        log_output=True, stdout_file=sys.stdout, stderr_file=sys.stderr)  # fmt: skip
     return output
 
 
-def value(pair: str) -> tuple:
-    """name=value, read as params.yaml would read it."""
-    name, equals, value = pair.partition("=")
-    if not equals:
-        raise ValueError(f"{pair!r} is no parameter; write name=value")
-    return name, YAML(typ="safe").load(value) if value else ""
+def _inside(notebook) -> Path:
+    """Enter the project; the notebook, which may be named from where we were or from the root."""
+    here, root = Path.cwd(), enter_project()
+    return here / notebook if here != root and (here / notebook).exists() else Path(notebook)
+
+
+def _clean(name: str) -> str:
+    """A name of a file, of plain characters and at most 90 of them; a name that had to change ends in its checksum."""
+    clean = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:80]
+    return name if clean == name else f"{clean}-{zlib.crc32(name.encode()):08x}"
 
 
 def main(argv: list[str]) -> int:
     if len(argv) < 2:
         print(__doc__)
         return 2
-    notebook, section, *pairs = argv
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # what a locale cannot print must not end a run
+    notebook, section, *told = argv
     try:
-        extra = dict(value(pair) for pair in pairs)
-        print(f"{notebook} -> {run(notebook, section, **extra)}")
+        notebook = _inside(notebook)
+        print(f"{notebook} -> {run(notebook, section, **given(told, declared(notebook), notebook))}")
     except PapermillExecutionError as error:
         print(f"{notebook}, cell {error.exec_count}: {error.ename}: {error.evalue}", file=sys.stderr)
         return 1
-    except (ValueError, KeyError, FileNotFoundError) as error:
+    except DeadKernelError:
+        print(f"{notebook}: its process died, most often for want of memory", file=sys.stderr)
+        return 1
+    except (ValueError, OSError, ImportError) as error:
         print(f"{notebook}: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 if __name__ == "__main__":
+    own_code()
     sys.exit(main(sys.argv[1:]))

@@ -6,6 +6,7 @@ Notebooks 03 and 04 and the study call `ict` and `hp` on one process. On several
 
 import argparse
 import shutil
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -215,10 +216,17 @@ def main() -> None:
     parser.add_argument("--stage", choices=sorted(STAGES), required=True)
     parser.add_argument("pairs", nargs="*", metavar="name=value", help="in place of params.yaml's")
     told = parser.parse_args()
-    run.enter_project()
     stage = STAGES[told.stage]
-    stage(**run.arguments(stage, f"train_{told.stage}", dict(map(run.value, told.pairs))))
+    try:
+        run.enter_project()
+        values = run.arguments(stage, f"train_{told.stage}", told.pairs, (_train, fit))
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"icthp.train: {error}")
+    stage(**values)
 
 
 if __name__ == "__main__":
+    from icthp.run import own_code
+
+    own_code()
     main()

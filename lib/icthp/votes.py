@@ -3,7 +3,7 @@
 A table of votes has the columns prompt, image (a path), axis and value, a number that is higher for the better. Readers bring published
 sets into it; none of their pictures trained anything here."""
 
-import json
+import csv
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +13,8 @@ import torch
 from scipy import stats
 
 from icthp.geneval import read_metadata
-from icthp.pictures import read_columns
 from icthp.statistics import interval, wins
+from icthp.tables import declared, read_columns, read_csv, read_json
 
 COLUMNS = ["prompt", "image", "axis", "value"]
 
@@ -27,15 +27,15 @@ def read(source: str) -> pd.DataFrame:
         return READERS[name](Path(folder))
     if name != source and not Path(source).exists():
         raise ValueError(f"there is no set of votes {name}: it is one of {', '.join(READERS)}, or give the path of a table")
-    return read_columns(Path(source), ["image"], [c for c in COLUMNS if c != "image"])[COLUMNS]
+    return read_columns(source, ["image"], ["prompt", "axis"], ["value"])[COLUMNS]
 
 
 def flickr8k(folder: Path) -> pd.DataFrame:
     """Flickr8k-Expert (Hodosh et al. 2013): ExpertAnnotations.txt (image, caption id, three judgements from 1 to 4), Flickr8k.token.txt,
     and the pictures in Flicker8k_Dataset, as its authors spell it. Each judgement is a row; pictures beside one of their own captions
     are left out, as in CLIPScore (arXiv 2104.08718)."""
-    captions = pd.read_csv(_there(folder / "Flickr8k.token.txt"), sep="\t", names=["caption", "prompt"], quoting=3)
-    rows = pd.read_csv(_there(folder / "ExpertAnnotations.txt"), sep="\t", names=["file", "caption", "1", "2", "3"], quoting=3)
+    captions = _tabs(folder / "Flickr8k.token.txt", ["caption", "prompt"])
+    rows = _tabs(folder / "ExpertAnnotations.txt", ["file", "caption"], ["1", "2", "3"])
     rows = rows[rows.file != rows.caption.str.partition("#")[0]].merge(captions, on="caption")
     rows = rows.melt(["file", "prompt"], ["1", "2", "3"])
     return _table(folder / "Flicker8k_Dataset", rows.file, rows.prompt, alignment=rows.value)
@@ -43,14 +43,14 @@ def flickr8k(folder: Path) -> pd.DataFrame:
 
 def agiqa3k(folder: Path) -> pd.DataFrame:
     """AGIQA-3K (arXiv 2306.04717): data.csv with mean opinions of quality and alignment, pictures beside it."""
-    rows = pd.read_csv(_there(folder / "data.csv"))
+    rows = _csv(folder / "data.csv", ["name", "prompt"], ["mos_quality", "mos_align"])
     return _table(folder, rows["name"], rows.prompt, quality=rows.mos_quality, alignment=rows.mos_align)
 
 
 def imagereward(folder: Path) -> pd.DataFrame:
     """ImageReward's test.json (arXiv 2304.05977): rankings of the pictures of a prompt, 1 the best, pictures beside it."""
-    rows = pd.DataFrame(json.loads(_there(folder / "test.json").read_text(encoding="utf-8"))).explode(["generations", "ranking"])
-    return _table(folder, rows.generations, rows.prompt, preference=-rows.ranking.astype(float))
+    rows = _rankings(_there(folder / "test.json"))
+    return _table(folder, rows.generation, rows.prompt, preference=-rows.ranking)
 
 
 def geneval(folder: Path) -> pd.DataFrame:
@@ -62,7 +62,9 @@ def geneval(folder: Path) -> pd.DataFrame:
     _there(files[0] if files else folder / "annotations_sdv2.csv")
     parts = []
     for file in files:
-        rows = pd.read_csv(file, keep_default_na=True).rename(columns=lambda c: c.rpartition(".")[2])
+        rows = _annotations(file)
+        if unknown := [str(i) for i in rows.prompt_id if i not in range(len(asked))]:
+            raise ValueError(f"{file} asks of prompt {unknown[0]}; geneval_metadata.jsonl has {len(asked)}")
         rows["alignment"] = [_confirmed(row, asked[int(row["prompt_id"])]) for row in rows.to_dict("records")]
         rows["realism"] = rows[["task-real-0", "task-real-1"]].mean(axis=1)
         names = {"task-quality": "quality", "caption": "prompt", "image_url": "url"}
@@ -80,6 +82,32 @@ def _there(path: Path) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: it is a file of the published set, to be put there as it is")
     return path
+
+
+def _tabs(path: Path, texts: list[str], numbers=()) -> pd.DataFrame:
+    """A file without a header whose cells tabs set apart; quotes are characters like others."""
+    return declared(path, read_csv(_there(path), [*texts, *numbers], delimiter="\t", quoting=csv.QUOTE_NONE), texts, numbers)
+
+
+def _csv(path: Path, texts: list[str], numbers: list[str]) -> pd.DataFrame:
+    return declared(path, read_csv(_there(path)), texts, numbers)
+
+
+def _rankings(path: Path) -> pd.DataFrame:
+    """prompt, generation (a file) and ranking, a row a picture."""
+    try:
+        rows = [(row["prompt"], *pair) for row in read_json(path) for pair in zip(row["generations"], row["ranking"], strict=True)]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: a row lacks prompt, generations or ranking, or they are no lists: {error}") from error
+    table = pd.DataFrame(rows, columns=["prompt", "generation", "ranking"], dtype=object)
+    return declared(path, table, ["prompt", "generation"], ["ranking"])
+
+
+def _annotations(path: Path) -> pd.DataFrame:
+    """One of GenEval's, without what stands before a column's name: counts, judgements and the prompt's id are numbers, colours texts."""
+    rows = read_csv(path).rename(columns=lambda c: c.rpartition(".")[2])
+    numbers = ["prompt_id", "task-quality", "task-real-0", "task-real-1", *(c for c in rows if c.startswith("task-count-"))]
+    return declared(path, rows, ["image_url", "caption"], numbers)
 
 
 def _table(folder: Path, files, prompts, **axes) -> pd.DataFrame:
