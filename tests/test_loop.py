@@ -1,7 +1,11 @@
+import contextlib
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
+from accelerate import Accelerator, PartialState
 
 from icthp.loop import batch_indices, fit, learning_rate
 
@@ -40,8 +44,9 @@ def test_a_finished_run_is_not_repeated(tmp_path):
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
+    """And the message says what differs, not all that there is."""
     run(tmp_path / "c.pt")
-    with pytest.raises(ValueError, match="delete it to start again"):
+    with pytest.raises(ValueError, match=r"c.pt is another run's: lr: was 0.1, is 0.2; delete it to start again$"):
         run(tmp_path / "c.pt", lr=0.2)
 
 
@@ -189,3 +194,158 @@ def test_another_precision_in_the_same_process():
     for precision in ("bf16", "no"):
         fit(model, lambda m, _: (m(x).float().square().sum(), {}), steps=2, lr=0.1, precision=precision)
         assert torch.equal(model(x), torch.nn.functional.linear(x, model.weight, model.bias))
+
+
+# ---- what a checkpoint belongs to ------------------------------------------------------------------------------------
+
+
+def test_the_callers_recipe_keeps_its_own_names(tmp_path):
+    """fit's `clip` bounds the gradient; a caller's may be the name of a model."""
+    slope(tmp_path / "c.pt", recipe={"clip": "one", "rows": 3})
+    assert slope(tmp_path / "c.pt", recipe={"clip": "one", "rows": 3})[0] is not None
+    with pytest.raises(ValueError, match=r"another run's: recipe.clip: was 'one', is 'two'; recipe.rows: was 3, is 'absent'; delete"):
+        slope(tmp_path / "c.pt", recipe={"clip": "two"})
+    with pytest.raises(ValueError, match=r"another run's: clip: was 1.0, is 2.0; delete"):
+        slope(tmp_path / "c.pt", clip=2.0, recipe={"clip": "one", "rows": 3})
+
+
+def test_a_checkpoint_of_another_base_is_refused(tmp_path):
+    """Its first loss is the same: what differs is frozen and reached by later batches only."""
+
+    def tune(value):
+        base, top = torch.nn.Embedding(4, 1), torch.nn.Linear(1, 1)
+        for p, fill in ((base.weight, 1.0), (top.weight, 1.0), (top.bias, 0.0)):
+            torch.nn.init.constant_(p, fill)
+        base.weight.data[3] = value
+        model = torch.nn.Sequential(base.requires_grad_(False), top)
+        loss_at = lambda m, i: (m(torch.tensor([i])).square().sum(), {})
+        return fit(model, loss_at, steps=4, lr=0.1, checkpoint=tmp_path / "c.pt")
+
+    assert tune(1.0) == tune(1.0)
+    with pytest.raises(ValueError, match="another run's: model: was '[0-9a-f]+', is '[0-9a-f]+'; delete it to start again"):
+        tune(2.0)
+
+
+@pytest.mark.parametrize("spoil", [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b"no checkpoint", lambda b: b[:-30]])
+def test_a_damaged_checkpoint_is_named(tmp_path, spoil):
+    slope(tmp_path / "c.pt")
+    (tmp_path / "c.pt").write_bytes(spoil((tmp_path / "c.pt").read_bytes()))
+    with pytest.raises(ValueError, match=r"c.pt is missing, cut or damaged: delete .*c.pt to start again"):
+        slope(tmp_path / "c.pt")
+    torch.save([1, 2], tmp_path / "c.pt")
+    with pytest.raises(ValueError, match="c.pt is no checkpoint of this loop: delete it"):
+        slope(tmp_path / "c.pt")
+
+
+def test_best_weights_that_are_gone_are_missed_at_once(tmp_path):
+    options = {"validate": lambda model, _: model.weight.abs().item(), "validate_every": 1, "keep": "best", "steps": 8}
+    slope(tmp_path / "c.pt", die_at=4, **options)
+    (tmp_path / "c.best.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"c.best.pt is missing, cut or damaged: delete .*c.pt to start again"):
+        slope(tmp_path / "c.pt", die_at=4, **options)  # before the next step
+
+
+def test_a_run_that_stops_early_leaves_a_checkpoint(tmp_path):
+    """Whatever save_every is: started again, it is still finished."""
+    options = {"validate": lambda model, _: (model.weight + 0.3).abs().item(), "validate_every": 1, "patience": 2, "save_every": 100}
+    first = slope(tmp_path / "c.pt", steps=20, **options)
+    assert len(torch.load(tmp_path / "c.pt", weights_only=True)["history"]) == len(first[1]) == 5
+    assert slope(tmp_path / "c.pt", steps=20, die_at=1, **options) == first
+
+
+FULL = """
+import resource, signal, sys
+import torch
+from icthp.loop import fit
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+torch.manual_seed(0)
+model = torch.nn.Linear(500, 10)
+
+def loss_at(m, step):
+    if step == 3:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    return m(torch.ones(1, 500)).square().mean(), {}
+
+try:
+    fit(model, loss_at, steps=8, lr=0.1, checkpoint=sys.argv[1], save_every=2)
+except OSError as error:
+    print("SAID", error)
+"""
+
+
+def test_a_disk_that_is_full_half_way_leaves_the_checkpoint_before(tmp_path):
+    """The file system itself refuses the second checkpoint after 20 kB of it."""
+    path = tmp_path / "c.pt"
+    done = subprocess.run([sys.executable, "-c", FULL, path], capture_output=True, text=True, timeout=120)
+    assert f"SAID {path} could not be written; what was there before is untouched" in done.stdout, done.stderr[-2000:]
+    assert len(torch.load(path, weights_only=True)["history"]) == 2 and [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+
+
+# ---- a guest in somebody's own script --------------------------------------------------------------------------------
+
+
+def tiny(steps=2, **options):
+    torch.manual_seed(7)
+    x, model = torch.rand(4, 8), torch.nn.Linear(8, 1)
+    return fit(model, lambda m, _: (m(x + torch.rand(4, 8)).square().mean(), {}), steps=steps, lr=0.1, **options)
+
+
+def test_the_callers_accelerator_keeps_its_settings():
+    """Another precision and another accumulation of gradients; neither reaches fit."""
+    plain = tiny()
+    mine = Accelerator(mixed_precision="bf16", cpu=True, gradient_accumulation_steps=4)
+    layer, x = torch.nn.Linear(8, 8), torch.rand(4, 8)
+    assert tiny() == plain
+    with mine.autocast():
+        assert layer(x).dtype == torch.bfloat16
+    assert mine.mixed_precision == "bf16" and mine.gradient_accumulation_steps == 4
+    assert Accelerator(cpu=True, gradient_accumulation_steps=4).mixed_precision == "bf16"  # as accelerate shares it
+    for state in (mine.state, mine.gradient_state, PartialState()):
+        type(state)._shared_state.clear()
+
+
+def test_fit_leaves_no_device_to_the_accelerators_that_follow():
+    before = dict(PartialState._shared_state)
+    PartialState._shared_state.clear()
+    tiny()
+    assert PartialState._shared_state == {}
+    PartialState._shared_state.update(before)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_callers_random_numbers_go_on(fails):
+    model, state = torch.nn.Linear(8, 1), torch.get_rng_state()
+    loss_at = lambda m, _: (m(torch.rand(4, 8)).square().mean() * (math.nan if fails else 1), {})
+    with pytest.raises(FloatingPointError) if fails else contextlib.nullcontext():
+        fit(model, loss_at, steps=2, lr=0.1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_neither_the_callers_seed_nor_its_environment_changes_the_numbers(monkeypatch):
+    def numbers(seed):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(8, 1)
+        torch.manual_seed(seed)
+        return fit(model, lambda m, _: (m(torch.rand(4, 8)).square().mean(), {}), steps=3, lr=0.1)
+
+    first = numbers(1)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert numbers(2) == first
+
+
+def test_an_error_gives_the_model_back_as_it_was():
+    """Without the autocast that it was trained in, and with the caller's random numbers."""
+    model, x = torch.nn.Linear(8, 8), torch.rand(3, 8)
+    state = torch.get_rng_state()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, lambda m, i: (_ for _ in ()).throw(KeyboardInterrupt), steps=2, lr=0.1, precision="bf16")
+    assert model(x).dtype == torch.float32 and torch.equal(torch.get_rng_state(), state)
+
+
+def test_one_process_trains_the_model_where_it_lies():
+    class Fixed(torch.nn.Linear):
+        def to(self, *args, **kwargs):
+            raise AssertionError(f"moved to {args}")
+
+    fit(Fixed(8, 1), lambda m, _: (m(torch.rand(4, 8)).square().mean(), {}), steps=1, lr=0.1)

@@ -158,3 +158,95 @@ def test_margin_and_preference_gradients(loss):
 def test_theta_must_be_positive():
     with pytest.raises(ValueError, match="theta must be positive"):
         losses.ict_labels(torch.ones(1), torch.ones(1), torch.ones(1), theta=0)
+
+
+# ---- shapes ----------------------------------------------------------------------------------------------------------
+
+
+def turned(data, **others):
+    """The arguments of ict_loss with some of them in another shape."""
+    names = ("images", "easy", "refined", "easy_labels", "refined_labels")
+    return dict(zip(names, data)) | others
+
+
+ICT_LOSSES = [losses.ict_loss, kernels.ict_loss, kernels.sharded_ict_loss]
+
+
+@pytest.mark.parametrize("loss", ICT_LOSSES)
+@pytest.mark.parametrize("b", [1, 5])
+@pytest.mark.parametrize("wrong", [
+    {"images": lambda x: x.transpose(0, 1)}, {"images": lambda x: x[:2]}, {"easy": lambda x: x[:, :-1]}, {"refined": lambda x: x.T},
+    {"refined": lambda x: x[None]}, {"easy_labels": lambda x: x.T}, {"refined_labels": lambda x: x[..., None]}])  # fmt: skip
+def test_the_ict_losses_refuse_other_shapes(loss, b, wrong):
+    """One triplet's (3, 1) labels would broadcast to nonsense in silence."""
+    (name, turn), data = *wrong.items(), triplets(b, 8)
+    changed = turned(data)
+    changed[name] = turn(changed[name])
+    with pytest.raises(ValueError, match=rf"(images|{name}) must have the shape \(.*\).*, not \("):
+        loss(**changed)
+
+
+@pytest.mark.parametrize("loss", ICT_LOSSES)
+def test_the_ict_losses_refuse_groups_and_weights_of_another_length(loss):
+    for name in ("groups", "sample_weights"):
+        for length in (1, 4, 6):  # one would broadcast
+            with pytest.raises(ValueError, match=rf"{name} must have the shape \(b\), b = 5, not \({length},\)"):
+                loss(*triplets(5, 8), **{name: torch.ones(length, dtype=torch.long)})
+
+
+PAIR_LOSSES = {
+    "hp": losses.hp_loss, "scores": losses.preference_loss, "mean": lambda x: losses.uncertain_loss(x, x),
+    "ict": lambda x: losses.icthp_loss(x, x)}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAIR_LOSSES)
+def test_the_other_losses_refuse_what_is_no_three_scores_a_row(name):
+    for shape in ((3, 5), (5, 1, 3), (5, 4), (3,), (5,), ()):
+        with pytest.raises(ValueError, match=rf"{name} must have the shape \(b, 3\)"):
+            PAIR_LOSSES[name](torch.rand(shape))
+    assert PAIR_LOSSES[name](torch.rand(5, 3)).shape == ()
+
+
+def test_two_tensors_of_a_loss_have_one_batch():
+    ict, hp = torch.rand(5, 3), torch.rand(4, 3)
+    with pytest.raises(ValueError, match=r"hp must have the shape \(b, 3\), b = 5, not \(4, 3\)"):
+        losses.icthp_loss(ict, hp)
+    with pytest.raises(ValueError, match=r"log_variance must have the shape \(b, 3\), b = 5, not \(1, 3\)"):
+        losses.uncertain_loss(ict, hp[:1])
+    images, easy, *_ = triplets(5, 8)
+    with pytest.raises(ValueError, match="text must have"):
+        losses.matched_loss(images, easy[:1], torch.rand(5, 3))
+    with pytest.raises(ValueError, match="images must have"):
+        losses.mismatched_loss(images[0], easy, 20.0, 6.0)
+
+
+def test_an_empty_batch_is_refused():
+    """Its mean is NaN, and a sum of nothing trains nothing."""
+    for loss in PAIR_LOSSES.values():
+        with pytest.raises(ValueError, match="empty batch"):
+            loss(torch.rand(0, 3))
+    for loss in ICT_LOSSES:
+        with pytest.raises(ValueError, match="empty batch"):
+            loss(*triplets(0, 8))
+
+
+def test_labels_are_made_of_columns():
+    one, two, similar = torch.rand(3, 5)
+    for columns in ((one[:, None], two, similar), (one, two[:1], similar), (one, two, similar[:, None])):
+        with pytest.raises(ValueError, match="must have the shape"):
+            losses.ict_labels(*columns, theta=1.0)
+    assert losses.ict_labels(one[:0], two[:0], similar[:0], theta=1.0)[0].shape == (0, 3)
+
+
+def test_losses_take_their_tensors_by_name():
+    hp, data = torch.rand(5, 3), triplets(5, 8)
+    assert losses.hp_loss(hp=hp) == losses.hp_loss(hp) and losses.preference_loss(scores=hp) == losses.preference_loss(hp)
+    assert losses.uncertain_loss(log_variance=hp, mean=hp) == losses.uncertain_loss(hp, hp)
+    assert all(loss(**turned(data)) == loss(*data) for loss in ICT_LOSSES)
+
+
+def test_the_product_is_computed_in_float32():
+    """bfloat16 scores: the same as of their float32 values, not of a product rounded to 8 bits."""
+    ict, hp = (torch.rand(50, 3, generator=torch.Generator().manual_seed(i)).bfloat16() for i in (0, 1))
+    for share in ("own", "softmax"):
+        assert losses.icthp_loss(ict, hp, share=share) == losses.icthp_loss(ict.float(), hp.float(), share=share)

@@ -152,10 +152,16 @@ def test_a_checkpoint_of_other_options_is_refused(triplets_folder, clip_folder, 
         "head": "released",
         "hinge_on": "raw",
     } | SHORT
-    monkeypatch.setattr(train.shutil, "rmtree", lambda folder: None)  # as if killed before the end
-    train.hp(**common)
-    with pytest.raises(ValueError, match="delete it to start again"):
+    killed_before_the_end(monkeypatch, train.hp, **common)
+    with pytest.raises(ValueError, match="recipe.parity: was 'False', is 'True'; delete it to start again"):
         train.hp(**common | {"parity": True})
+
+
+def killed_before_the_end(monkeypatch, stage, **options) -> None:
+    """All steps are done, nothing is saved but the checkpoint."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "_save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        stage(**options)
 
 
 # ---- what is computed, and what is not ------------------------------------------------------------------------------

@@ -3,17 +3,20 @@ that starts again goes on to the same numbers."""
 
 import contextlib
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import GradientAccumulationPlugin
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from icthp.files import atomic
+from icthp.files import atomic, fingerprint
 from icthp.hub import DTYPES
 
 
@@ -39,6 +42,28 @@ def batch_indices(step: int, *, n: int, size: int, seed: int = 0) -> Tensor:
     return torch.tensor(rows)
 
 
+@contextlib.contextmanager
+def guest():
+    """Also a decorator. Inside, torch's random numbers and accelerate's settings are this block's own; outside, the caller's go on as if
+    nothing had been drawn or set, however the block ends. Only a process group that the launch asks for remains."""
+    states = [AcceleratorState, GradientState]
+    if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        states.append(PartialState)  # holds the device, which a fit on the CPU would set for all that follow
+    before = [state._shared_state for state in states]
+    cuda = torch.cuda.is_initialized()
+    for state in states:
+        state._shared_state = type(state._shared_state)()  # the caller's Accelerator keeps the dictionary that it has
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if cuda else []):
+            yield
+    finally:
+        if not cuda:
+            torch.cuda.manual_seed_all(torch.initial_seed())  # which waits until CUDA starts, as the caller's own seed did
+        for state, own in zip(states, before):
+            state._shared_state = own
+
+
+@guest()
 def fit(
     model: nn.Module,
     loss_at: Callable[[nn.Module, int], tuple[Tensor, dict]],
@@ -67,11 +92,13 @@ def fit(
     """Train the parameters of `model` that require a gradient with AdamW; returns one record of numbers a step.
 
     loss_at(model, i) -> (scalar loss, dict of numbers to record) for batch i; a step takes `accumulate` batches. Random draws inside
-    it (dropout too) are seeded by (seed, i). It runs where the model lies, on every process of an `accelerate launch`, where
-    gradients are the mean over processes. `ema`: decay of an average of the weights, which the model holds in the end; 0 for none.
+    it (dropout too) are seeded by (seed, i), and the caller's go on afterwards where they were. It runs where the model lies, on every
+    process of an `accelerate launch`, where gradients are the mean over processes. `ema`: decay of an average of the weights, which the
+    model holds in the end; 0 for none.
     With `checkpoint` (a path) the run saves every `save_every` steps and resumes from it, after it has repeated step 0 and found
     the same loss and gradient norm: a checkpoint of other data, another model or another loss is refused with ValueError; so is
-    one whose `recipe`, plain values that the caller adds to fit's own, is another.
+    one whose `recipe`, plain values that the caller adds to fit's own and to the digest of the model's first weights, is another: the
+    message says what differs.
     validate(model, step) -> a loss, or a dict of numbers with one called "val_loss", every `validate_every` steps and at the end; the
     record has it, and the weights of the lowest lie beside the checkpoint, NAME.best.pt; keep="best" ends with those. patience:
     stop when so many validations on end have brought no lower one; 0 for never. `precision`: "no", or "bf16" for autocast. A loss
@@ -83,15 +110,16 @@ def fit(
     if keep not in ("last", "best") or keep == "best" and not (checkpoint and validate):
         raise ValueError(f'keep must be "last", or "best" with a checkpoint and a validation, not {keep!r}')
     cpu = next(model.parameters()).device.type == "cpu"
-    if PartialState(cpu=cpu).num_processes == 1:
-        AcceleratorState._reset_state()  # an earlier fit of this process may have had another precision
-    accelerator = Accelerator(mixed_precision=precision, cpu=cpu)
+    alone = PartialState(cpu=cpu).num_processes == 1
+    accelerator = Accelerator(mixed_precision=precision, cpu=cpu, device_placement=not alone,  # alone, the model stays where it lies
+                              gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))  # fmt: skip
     trainable = [p for p in model.parameters() if p.requires_grad]
     plain, average = model, EMAModel(trainable, decay=ema) if ema else None
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(trainable, lr=lr, betas=betas, weight_decay=weight_decay))
-    own = {"steps": steps, "lr": lr, "warmup": warmup, "schedule": schedule, "weight_decay": weight_decay, "seed": seed}
-    recipe = (recipe or {}) | {"accumulate": accumulate, "ema": ema, "betas": list(betas), "clip": clip, "precision": precision} | own
-    recipe |= {"patience": patience} if patience else {}
+    recipe = {f"recipe.{name}": value for name, value in (recipe or {}).items()} | {
+        "steps": steps, "lr": lr, "warmup": warmup, "schedule": schedule, "weight_decay": weight_decay, "betas": list(betas), "clip": clip,
+        "accumulate": accumulate, "ema": ema, "seed": seed, "precision": precision, "patience": patience,
+        "model": fingerprint(plain) if checkpoint else ""}  # fmt: skip
     best = Path(checkpoint).with_suffix(".best.pt") if checkpoint else None
     model.train()
 
@@ -102,37 +130,42 @@ def fit(
         norm = accelerator.clip_grad_norm_(trainable, clip)
         return {"step": step} | _mean(accelerator, parts) | {"grad_norm": float(norm)}
 
-    history = _resume(checkpoint, recipe, plain, optimizer, average, gradient)
-    bar = tqdm(range(len(history), steps), desc=label, initial=len(history), total=steps, mininterval=5,
-               disable=not accelerator.is_main_process)  # fmt: skip
-    for step in bar:
-        if _stale(history, patience):
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps=steps, peak=lr, warmup=warmup, schedule=schedule)
-        history.append(gradient(step))
-        wrong = [name for name in ("loss", "grad_norm") if not math.isfinite(history[-1][name])]
-        if wrong:
-            what = f"{label}: the {wrong[0]} is {history[-1][wrong[0]]} at step {step}; lower the learning rate {lr}"
-            ids = [i for j in range(accumulate) for i in batch(step * accumulate + j)] if batch else []
-            raise FloatingPointError(what + (f", or look at this batch, prompt_id {ids}" if batch else ""))
-        optimizer.step()
-        optimizer.zero_grad()
+    try:
+        history = _resume(checkpoint, recipe, plain, optimizer, average, gradient)
+        if keep == "best" and any("val_loss" in record for record in history):
+            _read(best, checkpoint)  # before hours of training, not after
+        bar = tqdm(range(len(history), steps), desc=label, initial=len(history), total=steps, mininterval=5,
+                   disable=not accelerator.is_main_process)  # fmt: skip
+        for step in bar:
+            if _stale(history, patience):
+                break
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, steps=steps, peak=lr, warmup=warmup, schedule=schedule)
+            history.append(gradient(step))
+            wrong = [name for name in ("loss", "grad_norm") if not math.isfinite(history[-1][name])]
+            if wrong:
+                what = f"{label}: the {wrong[0]} is {history[-1][wrong[0]]} at step {step}; lower the learning rate {lr}"
+                ids = [i for j in range(accumulate) for i in batch(step * accumulate + j)] if batch else []
+                raise FloatingPointError(what + (f", or look at this batch, prompt_id {ids}" if batch else ""))
+            optimizer.step()
+            optimizer.zero_grad()
+            if average:
+                average.step(trainable)
+            if validate and _due(step, steps, validate_every):
+                with _averaged(average, trainable):
+                    _judge(validate, plain, history, best if accelerator.is_main_process else None)
+            bar.set_postfix(loss=f"{history[-1]['loss']:.4g}", refresh=False)
+            if checkpoint and accelerator.is_main_process and (_due(step, steps, save_every) or _stale(history, patience)):
+                _save(checkpoint, recipe, plain, optimizer, average, history)
         if average:
-            average.step(trainable)
-        if validate and _due(step, steps, validate_every):
-            with _averaged(average, trainable):
-                _judge(validate, plain, history, best if accelerator.is_main_process else None)
-        bar.set_postfix(loss=f"{history[-1]['loss']:.4g}", refresh=False)
-        if checkpoint and accelerator.is_main_process and _due(step, steps, save_every):
-            _save(checkpoint, recipe, plain, optimizer, average, history)
-    if average:
-        average.copy_to(trainable)
-    accelerator.wait_for_everyone()
-    if keep == "best":
-        plain.load_state_dict(plain.state_dict() | torch.load(best, map_location="cpu", weights_only=True))
-        accelerator.wait_for_everyone()  # nobody removes the file before all have read it
-    accelerator.unwrap_model(model, keep_fp32_wrapper=False).eval()  # its forward is again the one that came
+            average.copy_to(trainable)
+        accelerator.wait_for_everyone()
+        if keep == "best":
+            plain.load_state_dict(plain.state_dict() | _read(best, checkpoint))
+            accelerator.wait_for_everyone()  # nobody removes the file before all have read it
+    finally:
+        accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # its forward is again the one that came, after an error too
+    plain.eval()
     return history
 
 
@@ -204,12 +237,30 @@ def _save(path, recipe: dict, model: nn.Module, optimizer, average: EMAModel | N
     atomic(path, lambda partial: torch.save(state, partial))
 
 
+def _read(path, checkpoint, keys=frozenset()) -> dict:
+    """What torch.save wrote, on the CPU. ValueError for a file that is missing, damaged, or without these keys."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file may raise anything
+        why = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise ValueError(f"{path} is missing, cut or damaged: delete {checkpoint} to start again ({why})") from error
+    if not isinstance(state, dict) or keys - state.keys():
+        raise ValueError(f"{path} is no checkpoint of this loop: delete it to start again")
+    return state
+
+
+def _differences(was: dict, now: dict) -> str:
+    """ "lr: was 0.1, is 0.2; ...", or "" for equal recipes."""
+    values = ((name, was.get(name, "absent"), now.get(name, "absent")) for name in {**was, **now})
+    return "; ".join(f"{name}: was {old!r}, is {new!r}" for name, old, new in values if old != new)
+
+
 def _resume(path, recipe: dict, model: nn.Module, optimizer, average: EMAModel | None, gradient) -> list[dict]:
     if path is None or not Path(path).exists():
         return []
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["recipe"] != recipe:
-        raise ValueError(f"{path} was written with {state['recipe']}, not {recipe}; delete it to start again")
+    state = _read(path, path, {"recipe", "model", "optimizer", "history"})
+    if other := _differences(state["recipe"], recipe):
+        raise ValueError(f"{path} is another run's: {other}; delete it to start again")
     was, now = state["history"][0], gradient(0)
     optimizer.zero_grad()
     for name, tolerance in (("loss", 1e-3), ("grad_norm", 1e-2)):

@@ -2,6 +2,7 @@
 
 b triplets I1 (lost), I2 (won), I3 (refined); two prompts each, easy and refined. Half-precision input is computed in
 float32; float64 stays float64. The released code's forms are options: beta=6, rounded, share="softmax", reduction="sum".
+ValueError names a tensor whose shape is another than its docstring says, and an empty batch: it has no mean.
 """
 
 import contextlib
@@ -24,15 +25,36 @@ def full_precision(loss):
     """Decorator: the loss is computed outside any autocast region."""
 
     @functools.wraps(loss)
-    def outside(first: Tensor, *args, **options) -> Tensor:
-        with no_autocast(first.device):
-            return loss(first, *args, **options)
+    def outside(*args, **options) -> Tensor:
+        with no_autocast(next((x for x in (*args, *options.values()) if isinstance(x, Tensor)), torch.empty(0)).device):
+            return loss(*args, **options)
 
     return outside
 
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
+
+
+def check_shapes(**tensors: tuple[Tensor | None, str]) -> None:
+    """ValueError unless each tensor has the shape beside it: "3 b d" is (3, b, d), and a letter is one size in all of them; b is at
+    least 1. None, what is not given, has any shape."""
+    sizes = {}
+    for name, (x, shape) in tensors.items():
+        if x is None:
+            continue
+        wanted = shape.split()
+        if x.ndim != len(wanted) or any(n != (int(k) if k.isdigit() else sizes.setdefault(k, n)) for k, n in zip(wanted, x.shape)):
+            known = "".join(f", {k} = {n}" for k, n in sizes.items() if k in wanted)
+            raise ValueError(f"{name} must have the shape ({', '.join(wanted)}){known}, not {tuple(x.shape)}")
+        if sizes.get("b") == 0:
+            raise ValueError(f"{name} of shape {tuple(x.shape)} is an empty batch, which has no mean: leave it out")
+
+
+def check_ict(images, easy, refined, easy_labels, refined_labels, groups, sample_weights) -> None:
+    """check_shapes of ict_loss's arguments."""
+    check_shapes(images=(images, "3 b d"), easy=(easy, "b d"), refined=(refined, "b d"), easy_labels=(easy_labels, "b 3"),
+                 refined_labels=(refined_labels, "b 3"), groups=(groups, "b"), sample_weights=(sample_weights, "b"))  # fmt: skip
 
 
 def ict_labels(clip_1: Tensor, clip_2: Tensor, text_sim: Tensor, theta: float) -> tuple[Tensor, Tensor]:
@@ -42,8 +64,9 @@ def ict_labels(clip_1: Tensor, clip_2: Tensor, text_sim: Tensor, theta: float) -
     C = min(cosine / theta, 1); E3 = R3 = 1; E2 = C2; E1 = min(C1, E2); R1, R2 = E1, E2 times text_sim (the paper's
     section on ICT, as two independent notes have it).
     """
-    if theta <= 0:
+    if not theta > 0:
         raise ValueError(f"theta must be positive, not {theta}")
+    check_shapes(clip_1=(clip_1, "n"), clip_2=(clip_2, "n"), text_sim=(text_sim, "n"))
     e2 = (clip_2 / theta).clamp(max=1)
     e1 = torch.minimum((clip_1 / theta).clamp(max=1), e2)
     one = torch.ones_like(e2)
@@ -86,6 +109,7 @@ def ict_loss(
     sample_weights (b,): how much a triplet counts, a pair as the product of its two; the means are weighted ones. rounded:
     cosines and labels go through bfloat16 first, as released, which drops differences below 0.004.
     """
+    check_ict(images, easy, refined, easy_labels, refined_labels, groups, sample_weights)
     total = 0
     for text, labels in ((easy, easy_labels), (refined, refined_labels)):
         total = total + matched_loss(images, text, labels, sample_weights, rounded)
@@ -94,7 +118,8 @@ def ict_loss(
 
 
 def matched_loss(images: Tensor, text: Tensor, labels: Tensor, sample_weights: Tensor | None = None, rounded: bool = False) -> Tensor:
-    """Weighted mean over (b, 3) of (cosine of each image with its own prompt - label)^2."""
+    """Weighted mean over (b, 3) of (cosine of each image with its own prompt - label)^2. images (3, b, d), text (b, d), labels (b, 3)."""
+    check_shapes(images=(images, "3 b d"), text=(text, "b d"), labels=(labels, "b 3"), sample_weights=(sample_weights, "b"))
     cosine = (_wide(images) * _wide(text)).sum(-1)  # (3, b)
     square = (_round(cosine, rounded) - _round(_wide(labels).T, rounded)).square()
     u = torch.ones_like(square[0]) if sample_weights is None else sample_weights.to(square.dtype)
@@ -108,7 +133,8 @@ def _round(x: Tensor, rounded: bool) -> Tensor:
 def mismatched_loss(
     images, text, alpha: float, beta: float, groups=None, sample_weights=None, negative_target: float = 0.0, rounded: bool = False
 ) -> Tensor:
-    """Mean of weight * (cosine - negative_target)^2 over images and other rows' prompts; holds (3, b, b) in memory."""
+    """Mean of weight * (cosine - negative_target)^2 over images (3, b, d) and other rows' prompts (b, d); holds (3, b, b) in memory."""
+    check_shapes(images=(images, "3 b d"), text=(text, "b d"), groups=(groups, "b"), sample_weights=(sample_weights, "b"))
     cosine = _round(_wide(images) @ _wide(text).T, rounded)
     ids = torch.arange(len(text), device=text.device) if groups is None else groups
     counts = (ids[:, None] != ids).to(cosine.dtype)
@@ -122,15 +148,19 @@ def mismatched_loss(
 @full_precision
 def hp_loss(hp: Tensor, margin: float = 0.3) -> Tensor:
     """hp (b, 3): scores of I1, I2, I3 -> scalar: mean over b of the hinges on (I2, I1) and (I3, I2). No text enters."""
+    check_shapes(hp=(hp, "b 3"))
     hp = _wide(hp)
     return (F.relu(margin - (hp[:, 1:] - hp[:, :-1]))).sum(1).mean()
 
 
+@full_precision
 def icthp_loss(ict: Tensor, hp: Tensor, margin: float = 0.3, *, share: str = "own", reduction: str = "mean") -> Tensor:
     """The same hinges on the product ICT * HP; both (b, 3). share: "own", hp in (0, 1) as it is, or "softmax" over the
     triplet's raw scores; reduction: "mean" or "sum" over the batch. Released: softmax and sum."""
     if share not in ("own", "softmax") or reduction not in ("mean", "sum"):
         raise ValueError(f'share must be "own" or "softmax", reduction "mean" or "sum", not {share!r}, {reduction!r}')
+    check_shapes(ict=(ict, "b 3"), hp=(hp, "b 3"))
+    ict, hp = _wide(ict), _wide(hp)
     loss = hp_loss(ict * (hp.softmax(1) if share == "softmax" else hp), margin)
     return loss * len(hp) if reduction == "sum" else loss
 
@@ -139,6 +169,7 @@ def icthp_loss(ict: Tensor, hp: Tensor, margin: float = 0.3, *, share: str = "ow
 def preference_loss(scores: Tensor) -> Tensor:
     """Bradley-Terry on (b, 3) scores of I1, I2, I3 -> scalar: mean over b of -log sigmoid of I2 - I1 plus that of I3 - I2; with
     logit-scaled cosines it is PickScore's recipe (arXiv 2305.01569)."""
+    check_shapes(scores=(scores, "b 3"))
     scores = _wide(scores)
     return F.softplus(scores[:, :-1] - scores[:, 1:]).sum(1).mean()
 
@@ -148,6 +179,7 @@ def uncertain_loss(mean: Tensor, log_variance: Tensor) -> Tensor:
     """Thurstone's model: each score is a normal variable; (b, 3), (b, 3) -> scalar: mean over b of -log P(I2 > I1) and
     -log P(I3 > I2), P(a > b) = Phi((mean_a - mean_b) / sqrt(variance_a + variance_b)). A noisy vote can widen the variance
     instead of bending the mean (the idea of HPSv3, arXiv 2508.03789)."""
+    check_shapes(mean=(mean, "b 3"), log_variance=(log_variance, "b 3"))
     mean, variance = _wide(mean), _wide(log_variance).exp()
     z = (mean[:, 1:] - mean[:, :-1]) / (variance[:, 1:] + variance[:, :-1]).sqrt()
     return -torch.special.log_ndtr(z).sum(1).mean()

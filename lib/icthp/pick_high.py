@@ -1,24 +1,29 @@
 """Pick-High triplets I1 < I2 < I3: how a row is made, checked, written in shards and read in batches."""
 
+import html
 import io
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from contextlib import suppress
+from functools import cached_property, partial
 from itertools import islice
 from numbers import Real
 from pathlib import Path
 
 import datasets
 import numpy as np
+import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from icthp import losses, microworld
-from icthp.files import atomic, save_text
+from icthp import losses, microworld, prompts
+from icthp.files import atomic, code, digest, save_text
+from icthp.parquet import as_files as as_files
+from icthp.parquet import check_columns, read, shards
+from icthp.parquet import unreadable as unreadable
 from icthp.pictures import encode, problem, stack
 
 PAIRS = datasets.Features(  # I1 lost the vote, I2 won; agreed: a second annotator chose I2 as well, null if none was asked
@@ -47,30 +52,17 @@ def legacy_pairs(scenes: microworld.Scenes, generator: torch.Generator) -> datas
 
 
 def read_pairs(folder, split: str, count: int = 0) -> datasets.Dataset:
-    """The first `count` rows (0: all) of a split, {split}.parquet or its shards, with the columns of PAIRS. Where
-    they are missing prompt_id becomes the row's number, the sources the folder's name, `agreed` null."""
-    files = _files(folder, split, "`dvc pull` fetches data/, or name the folder of your own pairs")
-    rows = datasets.Dataset.from_parquet(files)
-    missing = [name for name in PAIRS if name not in (*rows.column_names, *_FILLED)]
-    if missing:
-        raise ValueError(f"{files[0]} has no column {', '.join(missing)}; pairs have {', '.join(PAIRS)}")
-    rows = rows.select(range(min(count or len(rows), len(rows))))
-    filled = {"prompt_id": range(len(rows)), "agreed": [None] * len(rows)} | {f"source_{i}": [str(folder)] * len(rows) for i in (1, 2)}
-    for name in _FILLED:
-        rows = rows if name in rows.column_names else rows.add_column(name, list(filled[name]))
-    ids = rows["prompt_id"][:]
-    if len(set(ids)) < len(ids):
-        twice = next(i for i, n in Counter(ids).items() if n > 1)
-        raise ValueError(f"{files[0]}: prompt_id {twice} is there twice, and it seeds I3; give each row its own or drop the column")
-    return rows.select_columns(list(PAIRS)).cast(PAIRS)
-
-
-def _files(folder, split: str, remedy: str) -> list[str]:
-    shard = re.compile(rf"{re.escape(split)}(-\d+(-of-\d+.*)?)?")  # the Hub's names too
-    names = [p for p in sorted(Path(folder).glob("*.parquet")) if shard.fullmatch(p.stem)]
-    if not names:
-        raise FileNotFoundError(f"{Path(folder) / split}.parquet is missing: {remedy}")
-    return list(map(str, names))
+    """The first `count` rows (0: all) of a split, {split}.parquet or its shards, with the columns of PAIRS. Where they are missing
+    prompt_id becomes the row's number, the sources the folder's name, `agreed` null. FileNotFoundError and ValueError name what lacks."""
+    files = shards(folder, split, "`dvc pull` fetches data/, or name the folder of your own pairs")
+    check_columns(files, set(PAIRS) - set(_FILLED), f"pairs have {', '.join(PAIRS)}")
+    filled = {"prompt_id": lambda start, n: range(start, start + n), "agreed": lambda _, n: [None] * n}
+    filled |= {f"source_{i}": lambda _, n: [str(folder)] * n for i in (1, 2)}
+    rows = read(files, PAIRS, needed=("prompt_id", "easy_prompt"), count=count, defaults=filled)
+    twice = [i for i, n in Counter(rows["prompt_id"][:]).items() if n > 1]
+    if twice:
+        raise ValueError(f"{files[0]}: prompt_id {twice[0]} is there twice, and it seeds I3; give each row its own or drop the column")
+    return rows
 
 
 # ---- rows -------------------------------------------------------------------------------------------------------
@@ -132,8 +124,12 @@ def write(rows: Iterable[dict], folder, split: str, features: datasets.Features 
     ValueError for a row that breaks an invariant of the labels, lacks what is not OPTIONAL, or repeats a prompt_id."""
     rows, folder, count, number = iter(_checked(rows, f"{folder}, {split}") if features is TRIPLETS else rows), Path(folder), 0, 0
     while part := list(islice(rows, shard)):
-        table = pa.Table.from_pylist(part, features.arrow_schema)
-        atomic(folder / f"{split}-{number:05d}.parquet", partial(pq.write_table, table, row_group_size=64))
+        file = folder / f"{split}-{number:05d}.parquet"
+        try:
+            table = pa.Table.from_pylist(part, features.arrow_schema)
+        except (pa.ArrowException, TypeError, AttributeError) as error:
+            raise ValueError(f"{file}, rows {count} to {count + len(part) - 1}: a value is not of its column's type: {error}") from error
+        atomic(file, partial(pq.write_table, table, row_group_size=64))
         count, number = count + len(part), number + 1
     for old in folder.glob(f"{split}-{'[0-9]' * 5}.parquet"):
         if int(old.stem[-5:]) >= number:
@@ -171,47 +167,54 @@ def write_card(folder, rows: dict[str, int], **facts) -> None:
     """The dataset's README.md: splits with their numbers of rows, and the facts that CARD names."""
     files = "\n".join(f"  - split: {split}\n    path: {split}-*.parquet" for split in rows)
     counts = "\n".join(f"| {split} | {n:,} |" for split, n in rows.items())
-    save_text(Path(folder) / "README.md", CARD.format(files=files, counts=counts, **facts))
+    file = Path(folder) / "README.md"
+    plain = {name: html.escape(" ".join(str(fact).split()), quote=False) for name, fact in facts.items()}
+    try:
+        card = CARD.format(files=files, counts=counts, **plain)
+    except KeyError as error:
+        raise ValueError(f"{file} needs the fact {error}: give it to write_card") from error
+    save_text(file, card)
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------
 
 
-def as_files(rows: datasets.Dataset) -> datasets.Dataset:
-    """The same table, its pictures as file contents {"bytes", "path"}, not decoded."""
-    for name, feature in rows.features.items():
-        rows = rows.cast_column(name, datasets.Image(decode=False)) if isinstance(feature, datasets.Image) else rows
-    return rows
-
-
-def unreadable(rows: datasets.Dataset) -> list[str]:
-    """For each row why one of its pictures cannot be read, "" if all can."""
-    names = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
-    return [next((f"{name} {why}" for name in names if (why := problem(row[name]["bytes"]))), "") for row in as_files(rows)]
+DECODING = ("pick_high", "parquet", "pictures", "kernels")  # the modules on which a decoded picture depends
 
 
 class Triplets:
-    """One split of a folder of triplets, decoded a batch at a time. `texts[kind]` and `column(name)` are whole columns."""
+    """One split of a folder of triplets, decoded a batch at a time. `texts[kind]` and `column(name)` are whole columns; `rows`, the table
+    with its pictures, is read when it is first asked for. Equal ids in `groups` (n,): the same prompt, as CLIP's tokenizer reads it."""
 
     def __init__(self, folder, split: str, size: int):
-        files = _files(folder, split, "`dvc repro pick_high` makes it, or run that notebook first")
-        rows = datasets.Dataset.from_parquet(files)
-        missing = [name for name in TRIPLETS if name not in rows.column_names]
-        if missing:
-            raise ValueError(f"{files[0]} has no column {', '.join(missing)}; `dvc repro pick_high` writes a table that has them")
-        self.rows, self.size, self.bytes = rows, size, None
-        self.texts = {kind: list(rows[f"{kind}_prompt"]) for kind in ("easy", "refined")} | {"near": list(rows["near_miss"])}
-        ids = {prompt: i for i, prompt in enumerate(dict.fromkeys(self.texts["easy"]))}
-        self.groups = torch.tensor([ids[prompt] for prompt in self.texts["easy"]])  # equal ids: the same prompt
+        self.files = shards(folder, split, "`dvc repro pick_high` makes it, or run that notebook first")
+        check_columns(self.files, TRIPLETS, "`dvc repro pick_high` writes a table that has them")
+        self.split, self.size, self.bytes = split, size, None
+        plain = datasets.Features({name: f for name, f in TRIPLETS.items() if not isinstance(f, datasets.Image)})
+        self._columns = read(self.files, plain, needed=("easy_prompt", "refined_prompt"))
+        self.texts = {kind: self._columns[f"{kind}_prompt"][:] for kind in ("easy", "refined")} | {"near": self._columns["near_miss"][:]}
+        self.groups = torch.tensor(prompts.groups(self.texts["easy"]), dtype=torch.int64)
+
+    @cached_property
+    def rows(self) -> datasets.Dataset:
+        return read(self.files, TRIPLETS, needed=("image_1", "image_2", "image_3"))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of the files' bytes: a copied or touched file is the same data, whatever its name."""
+        return digest(*map(Path, self.files))
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.groups)
 
     def column(self, name: str) -> Tensor:
-        """A column of numbers (n,); ValueError where one is null."""
-        values = self.rows[name][:]
-        if any(v is None for v in values):
-            raise ValueError(f"these triplets have no {name}: the notebook or release that wrote them does not know it")
+        """A column of numbers (n,); ValueError names the first row where it is null or no number."""
+        values = self._columns[name][:]
+        wrong = next((i for i, v in enumerate(values) if v is None or isinstance(v, float) and not math.isfinite(v)), None)
+        if wrong is not None:
+            if all(v is None for v in values):
+                raise ValueError(f"{self.files[0]}: these triplets have no {name}: what wrote them does not know it")
+            raise ValueError(f"{self.files[0]}: {name} of row {wrong} of {self.split} is {values[wrong]}: fill it in or drop the row")
         return torch.tensor(values)
 
     def labels(self, variant: str = "paper", theta: float | None = None) -> tuple[Tensor, Tensor]:
@@ -234,27 +237,52 @@ class Triplets:
         return easy, refined
 
     def cache(self, folder) -> "Triplets":
-        """From now on `pixels` reads a file of bytes in `folder`, (n, 3, 3, size, size), which is made here if these
-        pictures have none: each is decoded and resized once, and rounded to 1/255."""
-        file = Path(folder) / f"{self.rows._fingerprint}-{self.size}.npy"
-        if not file.exists():
+        """From now on `pixels` reads a file of bytes in `folder`, (n, 3, 3, size, size), which is made here if these pictures, this size
+        and this code have none: each picture is decoded and resized once, and rounded to 1/255. What another data set or older code of
+        this split left in `folder` goes then; a run that reads it keeps it until it ends."""
+        how = digest(code(*DECODING), PIL.__version__, torch.__version__)
+        file = Path(folder) / f"{self.split}-{self.fingerprint}-{self.size}-{how}.npy"
+        try:
+            self.bytes = np.load(file, mmap_mode="r")
+        except (OSError, ValueError, EOFError):  # there is none, or it is cut
             atomic(file, self._decode_all)
-        self.bytes = np.load(file, mmap_mode="r")
+            self._remove_older(file)
         return self
 
+    def _remove_older(self, file: Path) -> None:
+        split, data, _, how = file.stem.rsplit("-", 3)
+        for old in file.parent.glob("*.npy"):
+            name = old.stem.rsplit("-", 3)
+            if len(name) == 4 and name[0] == split and (name[1], name[3]) != (data, how):
+                with suppress(OSError):  # another run was faster
+                    old.unlink()
+
     def _decode_all(self, file: Path) -> None:
+        self.bytes = None
         store = np.lib.format.open_memmap(file, "w+", np.uint8, (len(self), 3, 3, self.size, self.size))
         for start in range(0, len(self), 256):
             part = range(start, min(start + 256, len(self)))
             store[part.start : part.stop] = self.pixels(part).movedim(1, 0).mul(255).round().byte().numpy()
         store.flush()
+        self.bytes = np.load(file, mmap_mode="r")  # this very file, whatever becomes of its name
 
     def pixels(self, rows) -> Tensor:
-        """Pictures I1, I2, I3 of some rows: (3, m, 3, size, size) in [0, 1]."""
+        """Pictures I1, I2, I3 of some rows: (3, m, 3, size, size) in [0, 1]; ValueError names one that cannot be read."""
+        rows = [int(r) for r in rows]
         if self.bytes is not None:
-            return torch.from_numpy(self.bytes[[int(r) for r in rows]]).movedim(0, 1).float() / 255
-        part = self.rows[[int(r) for r in rows]]
-        return torch.stack([stack(part[f"image_{i}"], self.size) for i in (1, 2, 3)])
+            return torch.from_numpy(self.bytes[rows]).movedim(0, 1).float() / 255
+        part, names = self._contents[rows], ("image_1", "image_2", "image_3")
+        return torch.stack([torch.stack([self._pixels(name, r, f["bytes"]) for r, f in zip(rows, part[name])]) for name in names])
+
+    @cached_property
+    def _contents(self) -> datasets.Dataset:
+        return as_files(self.rows)
+
+    def _pixels(self, name: str, row: int, contents: bytes) -> Tensor:
+        try:
+            return stack([io.BytesIO(contents)], self.size)[0]
+        except ValueError as error:
+            raise ValueError(f"{self.files[0]}: {name} of row {row} of {self.split} {problem(contents) or error}") from error
 
     def prompts(self, kind: str, rows) -> list[str]:
         return [self.texts[kind][int(r)] for r in rows]

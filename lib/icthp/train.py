@@ -16,10 +16,13 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from icthp import evaluate, kernels, losses, pick_high, scores
-from icthp.files import atomic, fingerprint
-from icthp.loop import batch_indices, fit
+from icthp.files import atomic, atomic_folder, code, digest, fingerprint
+from icthp.loop import batch_indices, fit, guest
+
+_NAMES = ("out", "device", "training", "triplets", "clip", "ict")  # a resumed run knows data and models by their contents instead
 
 
+@guest()
 def ict(*, out, triplets, clip, objective: str = "ict", variant: str = "paper", theta: float | None = None, neg_lambda: float = 0.5,
         alpha: float = 20.0, beta: float = 0.5, rounded: bool = False, near_lambda: float = 0.0, fix_rate: float = 0.0,
         parity: bool = False, device="cpu", **training) -> list[dict]:  # fmt: skip
@@ -28,7 +31,7 @@ def ict(*, out, triplets, clip, objective: str = "ict", variant: str = "paper", 
     objective: "ict", or "preference", PickScore's recipe on the same triplets. variant, theta: Triplets.labels'. neg_lambda, alpha,
     beta, rounded: losses.ict_loss's. near_lambda: weight of near-miss prompts as negatives. fix_rate: share of both towers' blocks that
     stays frozen, parity: see `freeze`. training: see `_train`."""
-    told = {k: v for k, v in locals().items() if k not in ("out", "device", "training")}
+    told = {k: v for k, v in locals().items() if k not in _NAMES}
     if objective not in ("ict", "preference"):
         raise ValueError(f'objective must be "ict" or "preference", not {objective!r}')
     if objective == "preference" and near_lambda:
@@ -62,6 +65,7 @@ def ict(*, out, triplets, clip, objective: str = "ict", variant: str = "paper", 
     return _train(scorer, scorer.model, loss_of, train, out, told, device=device, label="ict", **training)
 
 
+@guest()
 def hp(*, out, triplets, clip, objective: str = "margin", margin: float = 0.3, hinge_on: str = "score", head: str = "paper",
        fix_rate: float = 0.5, parity: bool = False, text_lambda: float = 0.0, share: str = "own", reduction: str = "mean",
        ict: str = "", device="cpu", **training) -> list[dict]:  # fmt: skip
@@ -71,7 +75,7 @@ def hp(*, out, triplets, clip, objective: str = "margin", margin: float = 0.3, h
     "score", the sigmoid that is used afterwards, or on "raw" head outputs, as released. head: scores.head's variant. fix_rate: share
     of the image tower's layers that stays frozen (1: a probe of frozen features), parity: see `freeze`. text_lambda: weight of the
     hinges on ICT * HP, whose frozen scalars come from the scorer `ict`, once; share, reduction: losses.icthp_loss's."""
-    told = {k: v for k, v in locals().items() if k not in ("out", "device", "training")}
+    told = {k: v for k, v in locals().items() if k not in _NAMES}
     if objective not in ("margin", "preference", "uncertain") or hinge_on not in ("score", "raw"):
         raise ValueError(f'objective must be "margin", "preference" or "uncertain", hinge_on "score" or "raw"; got {objective}, {hinge_on}')
     if text_lambda and (objective != "margin" or not ict):
@@ -86,6 +90,7 @@ def hp(*, out, triplets, clip, objective: str = "margin", margin: float = 0.3, h
     freeze(layers, below, fix_rate, parity)
     train = pick_high.Triplets(triplets, "train", backbone.size)
     frozen = _ict_scalars(ict, train, out, device) if text_lambda else None
+    told |= {"ict": "" if frozen is None else digest(frozen.numpy().tobytes())}
 
     def loss_of(model, rows: Tensor, groups, spread: bool) -> Tensor:
         raw = model(train.pixels(rows).flatten(0, 1).to(device)).float().unflatten(0, (3, -1)).movedim(0, 1)  # (b, 3, outputs)
@@ -125,12 +130,15 @@ class _Raw(nn.Module):
 def _ict_scalars(source: str, train: pick_high.Triplets, out, device) -> Tensor:
     """(n, 3) scores of the frozen ICT, computed by the first process, kept for a resumed run."""
     scorer = scores.load("ict", source, device=device)
-    file = Path(out) / f"work/ict-{fingerprint(scorer)[:16]}-{train.rows._fingerprint}.pt"
+    key = digest(fingerprint(scorer), repr(scorer), train.fingerprint, code("scores", "evaluate", *pick_high.DECODING))
+    file = Path(out) / f"work/ict-{key}.pt"
     with PartialState().main_process_first():
-        if not file.exists():
+        try:
+            return torch.load(file, weights_only=True)
+        except Exception:  # there is none, or it is cut: a damaged file may raise anything
             scored = evaluate.score_triplets(scorer, train.cache(_store(out)))
             atomic(file, lambda partial: torch.save(scored, partial))
-    return torch.load(file, weights_only=True)
+    return scored
 
 
 def _store(out) -> Path:
@@ -169,18 +177,26 @@ def _train(scorer: scores.Scorer, model: nn.Module, loss_of, train: pick_high.Tr
         parts = judged.split(batch)
         return sum(loss_of(model, rows, groups_of(rows), False).item() * len(rows) for rows in parts) / len(judged)
 
-    recipe = {k: str(v) for k, v in told.items()} | {"batch": batch, "validation": validation, "data": train.rows._fingerprint}
+    recipe = {k: str(v) for k, v in told.items()} | {
+        "batch": batch,
+        "validation": validation,
+        "data": train.fingerprint,
+        "size": train.size,
+    }
     history = fit(model, loss_at, checkpoint=work / "checkpoint.pt", seed=seed, validate=validate if validation else None,
                   validate_every=validate_every, keep=keep if validation else "last", schedule="linear", recipe=recipe,
                   batch=lambda i: train.column("prompt_id")[rows_of(i)].tolist(), **options)  # fmt: skip
     if state.is_main_process:
-        scorer.card = ""  # the base's, or an earlier run's, speaks of other weights
-        (Path(out) / "README.md").unlink(missing_ok=True)
-        scorer.save_pretrained(out)
-        pd.DataFrame(history).assign(processes=state.num_processes).to_parquet(Path(out) / "history.parquet")
+        scorer.card = ""  # the base's speaks of other weights, and an earlier run's is written over
+        atomic_folder(out, lambda folder: _save(scorer, pd.DataFrame(history).assign(processes=state.num_processes), folder))
         shutil.rmtree(work)
     state.wait_for_everyone()
     return history
+
+
+def _save(scorer: scores.Scorer, history: pd.DataFrame, folder: Path) -> None:
+    scorer.save_pretrained(folder)
+    history.to_parquet(folder / "history.parquet")
 
 
 # ---- partly frozen towers ---------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import torch
 from scipy import stats
 
 from icthp.geneval import read_metadata
+from icthp.prompts import same_prompt
 from icthp.statistics import interval, wins
 from icthp.tables import declared, read_columns, read_csv, read_json
 
@@ -130,11 +131,13 @@ def _confirmed(answer: dict, metadata: dict) -> float:
 
 
 def agreement(table: pd.DataFrame, score: str = "score", resamples: int = 200, seed: int = 0) -> pd.DataFrame:
-    """How far the column `score` agrees with `value`, a row an axis and measure, with 95 % bootstrap intervals over prompts, the number of
-    pairs or judgements (n) and of prompts (groups): `pairs`, the share of pairs of pictures of one prompt that it orders as people do
-    (ties of the score count half, pairs that people call equal are left out, a picture counts by the mean of its judgements); `spearman`;
-    `tau_c`, Kendall's tau-c over all judgements, as in CLIPScore. ValueError where nothing has both a score and a value."""
+    """How far the column `score` agrees with `value`, a row an axis and measure, with 95 % bootstrap intervals over prompts (what CLIP's
+    tokenizer reads as one is one), the number of pairs or judgements (n) and of prompts (groups): `pairs`, the share of pairs of pictures
+    of one prompt that it orders as people do (ties of the score count half, pairs that people call equal are left out, a picture counts by
+    the mean of its judgements); `spearman`; `tau_c`, Kendall's tau-c over all judgements, as in CLIPScore. ValueError where nothing has
+    both a score and a value."""
     rows, table = [], table.dropna(subset=[score, "value"])
+    table = table.assign(prompt=table.prompt.map(lambda p: same_prompt(str(p)), na_action="ignore"))
     if not len(table):
         raise ValueError(f"no picture has both a value and a number in the column {score}")
     for axis, part in table.groupby("axis", sort=False):

@@ -57,6 +57,7 @@ def ict_loss(
     them a gradient. Raises ValueError for an unknown impl, or where it would be wrong: "gram" knows no weight that is not
     constant, only "eager" rounds. See also `sharded_ict_loss`."""
     data = images, easy, refined, easy_labels, refined_labels
+    losses.check_ict(*data, groups, sample_weights)
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, not {impl!r}")
     if impl == "auto":
@@ -97,6 +98,7 @@ def sharded_ict_loss(
     otherwise the features themselves. groups and sample_weights must be None on all processes or on none."""
     world = dist.get_world_size() if dist.is_initialized() else 1
     data = images, easy, refined, easy_labels, refined_labels
+    losses.check_ict(*data, groups, sample_weights)
     parts = {"groups": groups, "sample_weights": sample_weights}
     options = {"alpha": alpha, "beta": beta, "negative_target": negative_target}
     if world > 1 and groups is None and not rounded and losses.constant_weight(alpha, beta):
