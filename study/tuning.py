@@ -32,7 +32,7 @@ def measure(row: str, seed: int, options: dict, params: dict) -> pd.DataFrame:
     scorers = {name: scores.load(name, source) for name, source in sources.items()}
     pipe = hub.load_pipeline(own["generator"])
     if options:
-        pipe.load_lora_weights(str(RUNS / f"{row}-{seed}" / options["reward"]))
+        draft.load_lora(pipe, RUNS / f"{row}-{seed}" / options["reward"])
     prompts = Path(shared["prompts"])
     tasks = [task for task in geneval.read_metadata(prompts / "geneval.jsonl") for _ in range(own["geneval_images"])]
     texts = tables.read_lines(prompts / "test.txt")[: own["test_prompts"]]

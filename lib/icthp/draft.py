@@ -6,31 +6,25 @@ to the latents is all that the transformer's backward pass needs.
 """
 
 import contextlib
-import hashlib
 import inspect
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 from diffusers import AutoPipelineForImage2Image, DiffusionPipeline, StableDiffusion3Pipeline
-from diffusers.training_utils import cast_training_params
 from diffusers.utils.torch_utils import randn_tensor
-from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
-from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
-from icthp import hub
+from icthp import files, hub, identity
 from icthp.loop import batch_indices, fit
+from icthp.lora import LORA_TARGETS, add_lora, has_ours, load_lora, merged, plain, save_lora, train_ours, without_lora  # noqa: F401, for callers
 from icthp.pictures import encode as encode_pictures
 from icthp.pictures import jpeg_bytes
-
-LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
 
 
 class RewardStep(NamedTuple):
@@ -39,57 +33,11 @@ class RewardStep(NamedTuple):
     kept: Tensor  # (b,) or (lv * b,) bool: has it a finite reward and gradient? the others were left out
 
 
-def add_lora(
-    pipe: StableDiffusion3Pipeline, rank: int, seed: int = 0, *, alpha: float | None = None, targets: list[str] | None = None
-) -> list[torch.nn.Parameter]:
-    """Freeze the pipeline, add a LoRA to the transformer; returns the float32 parameters to train. alpha: the update counts
-    alpha / rank times, by default once; targets: names of linear layers, by default the attention's."""
-    torch.manual_seed(seed)
-    for part in (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3):
-        if part is not None:
-            part.requires_grad_(False)
-    alpha, targets = rank if alpha is None else alpha, LORA_TARGETS if targets is None else targets
-    pipe.transformer.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=targets))
-    cast_training_params(pipe.transformer, dtype=torch.float32)
-    return [p for p in pipe.transformer.parameters() if p.requires_grad]
-
-
-def save_lora(pipe: StableDiffusion3Pipeline, folder) -> None:
-    """folder/pytorch_lora_weights.safetensors, which pipe.load_lora_weights(folder) reads."""
-    layers = get_peft_model_state_dict(pipe.transformer)
-    StableDiffusion3Pipeline.save_lora_weights(str(folder), transformer_lora_layers=layers)
-
-
-@contextlib.contextmanager
-def merged(transformer):
-    """Within, the LoRA is part of the weights: fewer products a step, for steps without a gradient. The weights come back as they
-    were, bit for bit. Not for bfloat16 weights, which round most of a young LoRA away."""
-    layers = [m for m in transformer.modules() if isinstance(m, LoraLayer) and not m.merged and not m.disable_adapters]
-    kept = [m.get_base_layer().weight.data for m in layers]
-    try:
-        for m, weight in zip(layers, kept):
-            m.get_base_layer().weight.data = weight + sum(m.get_delta_weight(name).to(weight.dtype) for name in m.active_adapters)
-            m.merged_adapters.extend(m.active_adapters)
-        yield
-    finally:
-        for m, weight in zip(layers, kept):
-            m.get_base_layer().weight.data = weight
-            m.merged_adapters.clear()
-
-
-@contextlib.contextmanager
-def without_lora(transformer):
-    """Within, the transformer is the one that the tuning began with."""
-    transformer.disable_adapters()
-    try:
-        yield
-    finally:
-        transformer.enable_adapters()
-
-
 def encode(pipe: StableDiffusion3Pipeline, prompts: list[str], batch: int = 256) -> tuple[Tensor, Tensor]:
-    """Prompt embeddings (b, n, d) and pooled (b, p), without a graph."""
+    """Prompt embeddings (b, n, d) and pooled (b, p), without a graph. ValueError for no prompt, or one that is no list."""
     length, parts = hub.t5_length(pipe), []
+    if not len(prompts := _texts(prompts)):
+        raise ValueError("there is no prompt to encode")
     for i in range(0, len(prompts), batch):
         some = prompts[i : i + batch]
         with torch.no_grad():
@@ -99,40 +47,60 @@ def encode(pipe: StableDiffusion3Pipeline, prompts: list[str], batch: int = 256)
     return embeds, pooled
 
 
+def _texts(prompts) -> list[str]:
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts must be a list of texts, not one text: [{prompts!r}]")
+    return list(prompts)
+
+
+def _denoiser(pipe: DiffusionPipeline) -> torch.nn.Module:
+    return pipe.unet if getattr(pipe, "transformer", None) is None else pipe.transformer
+
+
+def _sides(pipe: DiffusionPipeline, size) -> tuple[int, int]:
+    """Height and width in pixels of one side, of two, or of None, the denoiser's own."""
+    size = _denoiser(pipe).config.sample_size * pipe.vae_scale_factor if size is None else size
+    height, width = size if isinstance(size, tuple | list) else (size, size)
+    return height, width
+
+
 @torch.no_grad()
 def generate(
     pipe: DiffusionPipeline, prompts: list[str], *, steps: int, seed: int = 0, ids=None, batch: int = 64, size=None,
     guidance: float = 0.0, start: Tensor | None = None, strength: float = 1.0, base_steps: int = 0
 ) -> Tensor:  # fmt: skip
-    """Pixels (n, 3, h, w) in [0, 1] on the CPU by the pipeline's own sampler; guidance off unless above 1. Row i has noise
-    of its own seed, seed + ids[i] (ids: the row numbers unless given), so it looks the same whatever the batch. start
-    (n, 3, h, w) in [0, 1]: edit these pictures instead, by diffusers' image-to-image form of the pipeline (SDEdit, arXiv
-    2108.01073), which noises them to `strength` and takes that share of the steps, rounded up. base_steps: the LoRA enters
-    after so many steps, so that the untuned transformer lays the picture out; ValueError for more than there are."""
+    """Pixels (n, 3, h, w) in [0, 1] on the CPU by the pipeline's own sampler; guidance off unless above 1. size: pixels, one
+    side or (height, width), the pipeline's own unless given. Row i has noise of its own seed, seed + ids[i] (ids: the row
+    numbers unless given), so it looks the same whatever the batch. start (n, 3, h, w) in [0, 1]: edit these pictures instead,
+    by diffusers' image-to-image form of the pipeline (SDEdit, arXiv 2108.01073), which noises them to `strength` and takes
+    that share of the steps, rounded up. base_steps: the LoRA (see `without_lora`) enters after so many steps, so that the
+    untuned transformer lays the picture out. ValueError for more of them than there are, for one text in place of a list, and
+    for ids or start pictures that are not one a prompt."""
+    prompts = _texts(prompts)
+    if any(given is not None and len(given) != len(prompts) for given in (ids, start)):
+        raise ValueError(f"{len(prompts)} prompts need as many ids and start pictures, where those are given")
     taken = steps if start is None else steps - int(max(steps - steps * strength, 0))
     if not 0 <= base_steps <= taken:
         raise ValueError(f"base_steps must lie in 0..{taken}, the steps taken, not {base_steps}")
     ids = range(len(prompts)) if ids is None else ids
-    height, width = (size, size) if start is None else start.shape[2:]
+    height, width = start.shape[2:] if start is not None else (None, None) if size is None else _sides(pipe, size)
     options = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pt", "height": height, "width": width}
     if isinstance(pipe, StableDiffusion3Pipeline):
         options["max_sequence_length"] = hub.t5_length(pipe)
     draw = pipe if start is None else AutoPipelineForImage2Image.from_pipe(pipe)
     draw.set_progress_bar_config(disable=True)
     known = inspect.signature(draw.__call__).parameters  # some take an edit's size from the picture alone
-    options, out = {name: value for name, value in options.items() if name in known}, []
+    options = {name: value for name, value in options.items() if name in known}
+    out = [] if prompts else [torch.zeros(0, 3, *(_sides(pipe, size) if start is None else start.shape[2:]))]
     for i in range(0, len(prompts), batch):
         part = slice(i, i + batch)
         edit = {} if start is None else {"image": start[part], "strength": strength}
         noise = [torch.Generator().manual_seed(seed + int(k)) for k in ids[part]]
-        if base_steps:
-            pipe.transformer.disable_adapters()
-            edit["callback_on_step_end"] = lambda p, i, t, kept: (p.transformer.enable_adapters() if i + 1 == base_steps else None) or kept
-        try:
-            out.append(draw(prompts[part], generator=noise, **options, **edit).images.float().cpu())
-        finally:
+        with contextlib.ExitStack() as untuned:
             if base_steps:
-                pipe.transformer.enable_adapters()
+                untuned.enter_context(without_lora(_denoiser(pipe)))
+                edit["callback_on_step_end"] = lambda p, i, t, kept, end=untuned.close: (end() if i + 1 == base_steps else None) or kept
+            out.append(draw(prompts[part], generator=noise, **options, **edit).images.float().cpu())
     return torch.cat(out)
 
 
@@ -143,24 +111,31 @@ def generate_shards(
     """Pictures of prompts as PNG contents for an Image() column, by generate(pipe, prompts, ids=ids, **options), read one by
     one from the files that hold them; start(rows) -> the pictures to edit, if any.
 
-    Every `shard` rows become one file under `folder`, written whole or not at all; a later call with the same weights,
-    prompts, ids, pictures and options reads it instead. Under `accelerate launch` or `torchrun` each process draws every
-    n-th shard and all return the whole; shards are cut alike whatever the number of processes, and so are the pictures."""
-    process, files = PartialState(cpu=pipe.device.type == "cpu"), []
-    weights = {name: files.fingerprint(part) for name, part in sorted(pipe.components.items()) if isinstance(part, torch.nn.Module)}
-    weights["scheduler"] = sorted(map(str, pipe.scheduler.config.items()))
+    Every `shard` rows become one file under `folder`, written whole or not at all; a later call with the same prompts, ids,
+    pictures, options and all else that the pictures depend on (`identity.of_pipeline`) reads it instead, unless it was cut
+    short. Under `accelerate launch` or `torchrun` each process draws every n-th shard and all return the whole; shards are
+    cut alike whatever the number of processes, and so are the pictures."""
+    process, shards, prompts = PartialState(cpu=pipe.device.type == "cpu"), [], _texts(prompts)
+    own = identity.of_pipeline(pipe)
     for k, first in enumerate(range(0, len(prompts), shard)):
         part = slice(first, first + shard)
-        pictures = start(part) if start else None
-        digest = pictures.numpy().tobytes() if start else b""
-        recipe = json.dumps([weights, prompts[part], list(map(int, ids[part])), options], sort_keys=True).encode()
-        files.append(Path(folder) / f"{k:05d}-{hashlib.sha256(recipe + digest).hexdigest()[:16]}.parquet")
-        if k % process.num_processes == process.process_index and not files[-1].exists():
-            drawn = generate(pipe, prompts[part], ids=ids[part], start=pictures, **options)
+        texts, numbers, pictures = prompts[part], list(map(int, ids[part])), start(part) if start else None
+        key = files.digest(own, identity.of_tokens(pipe, texts), texts, numbers, identity.of(options), identity.of(pictures))
+        shards.append(Path(folder) / f"{k:05d}-{key}.parquet")
+        if k % process.num_processes == process.process_index and not _is_whole(shards[-1], len(texts)):
+            drawn = generate(pipe, texts, ids=numbers, start=pictures, **options)
             rows = datasets.Dataset.from_dict({"image": encode_pictures(drawn)}, features=datasets.Features({"image": datasets.Image()}))
-            files.atomic(files[-1], rows.to_parquet)
+            files.atomic(shards[-1], rows.to_parquet)
     process.wait_for_everyone()
-    return (row["image"] for file in files for rows in pq.ParquetFile(file).iter_batches(64) for row in rows.to_pylist())
+    return (row["image"] for file in shards for rows in pq.ParquetFile(file).iter_batches(64) for row in rows.to_pylist())
+
+
+def _is_whole(file: Path, rows: int) -> bool:
+    """Is it there with so many rows? A parquet file that was cut has lost its end, where their number stands."""
+    try:
+        return pq.read_metadata(file).num_rows == rows
+    except (OSError, pa.ArrowInvalid):
+        return False
 
 
 def latents(pipe: StableDiffusion3Pipeline, pixels: Tensor) -> Tensor:
@@ -187,7 +162,7 @@ def draft_step(
     k: int = 1,
     lv: int = 1,
     generator: torch.Generator | list[torch.Generator],
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
     guidance: float = 0.0,
     negative: tuple[Tensor, Tensor] | None = None,
     anchor: float = 0.0,
@@ -198,16 +173,18 @@ def draft_step(
     """One DRaFT step: adds the gradient of -mean(reward) to the LoRA parameters'; the caller owns the optimiser.
 
     prompt_embeds (b, n, d), pooled (b, p): from `encode`. reward(pixels (m, 3, h, w), rows (m,) int64) -> (m,): rows says
-    which prompts the pictures belong to; where it or its gradient at the picture is not finite, the picture is left out. steps: of the
-    sampler, of which the last k keep their graph. lv > 1: DRaFT-LV, the finished sample is noised lv times to the last step's level and
-    denoised once (k must be 1). generator: one, or one a prompt. size: pixels, default the transformer's. guidance above 1:
-    classifier-free, away from `negative`, `encode` of one text. anchor: weight of the mean squared distance of the velocity from the
-    untuned transformer's, over the steps with a graph; with the sampler's noise that is their Kullback-Leibler divergence but for a
-    factor of each level.
+    which prompts the pictures belong to; where it, its gradient at the picture or the sample itself is not finite, the picture is left
+    out: rewards and gradients are those of the batch without it. steps: of the sampler, of which the last k keep their graph. lv > 1:
+    DRaFT-LV, the finished sample is noised lv times to the last step's level and denoised once (k must be 1). generator: one, or one a
+    prompt. size: pixels, one side or (height, width), default the transformer's. guidance above 1: classifier-free, away from
+    `negative`, `encode` of one text. anchor: weight of the mean squared distance of the velocity from the untuned transformer's
+    (`without_lora`), over the steps with a graph; with the sampler's noise that is their Kullback-Leibler divergence but for a factor of
+    each level.
 
     Memory: decoder and reward see decode_batch pictures at a time. reforward: the last k steps run twice, the second time with
-    their graph, so that it is never there together with the decoder's. merge: see `merged`.
-    Raises ValueError for k outside 1..steps, or guidance without `negative`; FloatingPointError where no picture is left.
+    their graph, so that it is never there together with the decoder's; so they do where a picture is left out. merge: see `merged`.
+    Raises ValueError for k outside 1..steps, guidance without `negative`, or a size that the patches do not divide; FloatingPointError
+    where no picture is left.
     """
     if not 1 <= k <= steps or (lv > 1 and k != 1):
         raise ValueError(f"k must lie in 1..{steps} (steps), and be 1 when lv > 1; got k={k}, lv={lv}")
@@ -244,8 +221,11 @@ def draft_step(
     with torch.set_grad_enabled(not reforward):
         end, away = denoise(x, last, rows)
     result, cotangent = _reward_gradient(pipe, end.detach(), rows, reward, decode_batch)
-    if reforward:
-        end, away = denoise(x, last, rows)
+    kept = result.kept
+    if reforward or not kept.all():  # zero times the gradient of a sample that is not finite would be NaN
+        end = away = None  # with the graph, before the next one is made
+        end, away = denoise(x[kept], last, rows[kept])
+        cotangent = cotangent[kept]
     torch.autograd.backward([end, anchor * away] if anchor else [end], [cotangent, None] if anchor else [cotangent])
     return result
 
@@ -259,12 +239,12 @@ def dpo_step(
     steps: int,
     generator: torch.Generator | list[torch.Generator],
     beta: float,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
     decode_batch: int = 16,
 ) -> RewardStep:
     """`draft_step`'s twin that asks the reward for an order only, never for a gradient: two pictures of each prompt by the tuned
     transformer, without guidance, of which the one with the higher reward is preferred; adds the gradient of `dpo_loss`. Pairs with a
-    reward that is not finite are left out, equal ones have no gradient; FloatingPointError where no pair is left."""
+    reward or a sample that is not finite are left out, equal ones have no gradient; FloatingPointError where no pair is left."""
     transformer, sigmas, b = pipe.transformer, _sigmas(pipe, steps).tolist(), len(pooled)
     told, rows = (prompt_embeds.repeat(2, 1, 1), pooled.repeat(2, 1)), torch.arange(b, device=transformer.device).repeat(2)
     x = torch.cat([_noise(pipe, b, size, generator) for _ in range(2)])
@@ -274,12 +254,13 @@ def dpo_step(
         parts = zip(x.split(decode_batch), rows.split(decode_batch))
         pixels, rewards = map(torch.cat, zip(*(_scored(pipe, *part, reward) for part in parts)))
     one, two = rewards.chunk(2)
-    kept = one.isfinite() & two.isfinite()
+    kept = (rewards.isfinite() & x.flatten(1).isfinite().all(1)).view(2, b).all(0)
     if not kept.any():
-        raise FloatingPointError(f"no pair of this batch has finite rewards; they are {rewards.tolist()}")
+        raise FloatingPointError(f"no pair of this batch has finite samples and rewards; they are {rewards.tolist()}")
     order = (one >= two)[:, None, None, None]
     won, lost = (torch.where(choice, *x.chunk(2)) for choice in (order, ~order))
-    loss = dpo_loss(pipe, prompt_embeds, pooled, won, lost, beta=beta, generator=generator, weights=(kept & (one != two)) / kept.sum())
+    rest = [p.where(kept.view(-1, *[1] * (p.ndim - 1)), 0) for p in (prompt_embeds, pooled, won, lost)]  # for 0 * NaN is NaN
+    loss = dpo_loss(pipe, *rest, beta=beta, generator=generator, weights=(kept & (one != two)) / kept.sum())
     loss.backward()
     return RewardStep(rewards, pixels, kept.repeat(2))
 
@@ -332,14 +313,17 @@ def tune(
     reward(pixels (m, 3, h, w) in [0, 1], m prompts) -> (m,), higher is better: a scorer's `score`, say. update: `draft_step` or `dpo_step`
     with its options, as in partial(draft_step, steps=28, k=1). batch: prompts a step over all processes, of which each takes its
     part; the noise of a picture depends on seed, step and its place in the batch alone (where rewards are not finite, each process takes
-    the mean over its own). options: fit's (steps, lr, checkpoint, ...).
-    Raises ValueError for a batch that the processes cannot share.
+    the mean over its own). options: fit's (steps, lr, checkpoint, ...). A LoRA that is active beside it stays frozen.
+    Raises ValueError for a batch that the processes cannot share, for a LoRA of add_lora that is not active, and for a checkpoint of
+    other prompts or of an `update` with other options.
     """
     state = PartialState(cpu=pipe.device.type == "cpu")
     if batch % state.num_processes:
         raise ValueError(f"batch must be a multiple of the {state.num_processes} processes, not {batch}")
+    transformer, prompts = plain(pipe.transformer), _texts(prompts)
+    if has_ours(transformer):
+        train_ours(transformer)
     mine, (embeds, pooled) = slice(state.process_index, None, state.num_processes), encode(pipe, prompts)
-    keywords = getattr(update, "keywords", {})
 
     def loss_at(_, step: int):
         rows = batch_indices(step, n=len(prompts), size=batch, seed=seed)[mine]
@@ -347,16 +331,19 @@ def tune(
         own = lambda pixels, places: reward(pixels, [prompts[rows[i]] for i in places.tolist()])
         rewards, pixels, kept = update(pipe, embeds[rows], pooled[rows], own, generator=noise)
         mean = rewards[kept].mean()
-        return -mean, {"reward": mean, "dropped": (~kept).sum(), "jpeg_kb": jpeg_bytes(pixels).mean() / 1000}
+        return -mean, {"reward": mean, "dropped": (~kept).sum(), "jpeg_kb": jpeg_bytes(pixels[kept]).mean() / 1000}
 
-    recipe = (recipe or {}) | {"batch": batch} | {name: str(v) for name, v in keywords.items() if name != "negative"}
-    return fit(pipe.transformer, loss_at, seed=seed, recipe=recipe, **options)
+    recipe = (recipe or {}) | {"batch": batch, "prompts": files.digest(prompts), "update": identity.of(update)}
+    return fit(transformer, loss_at, seed=seed, recipe=recipe, **options)
 
 
-def _noise(pipe, count: int, size: int | None, generator) -> Tensor:
-    config = pipe.transformer.config
-    side = (size or config.sample_size * pipe.vae_scale_factor) // pipe.vae_scale_factor
-    return randn_tensor((count, config.in_channels, side, side), generator=generator, device=pipe.transformer.device)
+def _noise(pipe, count: int, size, generator) -> Tensor:
+    config, scale, sides = pipe.transformer.config, pipe.vae_scale_factor, _sides(pipe, size)
+    if any(side % (scale * config.patch_size) for side in sides):
+        raise ValueError(f"size must be a multiple of {scale * config.patch_size} pixels, the transformer's patches, not {size}")
+    return randn_tensor(
+        (count, config.in_channels, *(side // scale for side in sides)), generator=generator, device=pipe.transformer.device
+    )
 
 
 def _velocity(transformer, x: Tensor, sigma: float | Tensor, told) -> Tensor:
@@ -393,7 +380,7 @@ def _reward_gradient(pipe, latents: Tensor, rows: Tensor, reward, batch: int) ->
         pixels.append(picture.detach())
         del picture, score  # with their graph, before the next ones are made
     rewards, gradients = torch.cat(rewards), torch.cat(gradients)
-    kept = rewards.isfinite() & gradients.flatten(1).isfinite().all(1)
+    kept = rewards.isfinite() & gradients.flatten(1).isfinite().all(1) & latents.flatten(1).isfinite().all(1)
     if not kept.any():
         raise FloatingPointError(f"no picture of this batch has a finite reward and gradient; the rewards are {rewards.tolist()}")
     gradients = gradients.where(kept[:, None, None, None], 0) / kept.sum()

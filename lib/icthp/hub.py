@@ -8,6 +8,7 @@ from pathlib import Path
 import open_clip
 import torch
 import torch.nn.functional as F
+from accelerate.utils import extract_model_from_parallel
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from open_clip.push_to_hf_hub import save_for_hf
 from open_clip.transformer import QuickGELU
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
+from icthp.files import atomic_folder
 from icthp.weights import fill
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}  # accelerate's names of precision
@@ -49,7 +51,10 @@ def new_clip(config: dict) -> open_clip.CLIP:
 
 def save_clip(model: open_clip.CLIP, tokenizer, config: dict, folder, dtype=torch.float16) -> None:
     """Write `folder` so that open_clip.create_model_from_pretrained("local-dir:folder") reads it."""
-    save_for_hf(_copy(model, dtype), _in_transformers_format(tokenizer), config, str(folder), safe_serialization=True)
+    write = lambda partial: save_for_hf(
+        _copy(model, dtype), _in_transformers_format(tokenizer), config, str(partial), safe_serialization=True
+    )
+    atomic_folder(folder, write)
 
 
 def _in_transformers_format(tokenizer) -> CLIPTokenizer:
@@ -162,16 +167,25 @@ def _positions(side: int, width: int) -> Tensor:
 
 
 def save_sd3(pipe: StableDiffusion3Pipeline, folder) -> None:
-    """Write the pipeline with float16 weights that load as float32 by default, as a CPU wants them."""
-    parts = {k: _copy(v) if isinstance(v, nn.Module) else v for k, v in pipe.components.items()}
-    StableDiffusion3Pipeline(**parts).save_pretrained(folder)
-    for config in Path(folder).glob("text_encoder*/config.json"):  # transformers takes its dtype from here
+    """Write the pipeline with float16 weights that load as float32 by default, as a CPU wants them. ValueError where a LoRA is inside:
+    the folder's layers would have names that no reader knows."""
+    parts = {k: extract_model_from_parallel(v, keep_torch_compile=False) for k, v in pipe.components.items() if isinstance(v, nn.Module)}
+    if inside := [k for k, part in parts.items() if any(".base_layer." in name for name in part.state_dict())]:
+        remedy = "call pipe.fuse_lora() and then pipe.unload_lora_weights(), or save it alone by draft.save_lora"
+        raise ValueError(f"the {inside[0]} has a LoRA inside that a pipeline folder cannot hold: {remedy}")
+    parts = pipe.components | {k: _copy(part) for k, part in parts.items()}
+    atomic_folder(folder, lambda partial: _write_sd3(StableDiffusion3Pipeline(**parts), partial))
+
+
+def _write_sd3(pipe: StableDiffusion3Pipeline, folder: Path) -> None:
+    pipe.save_pretrained(folder)
+    for config in folder.glob("text_encoder*/config.json"):  # transformers takes its dtype from here
         config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"dtype": "float32"}, indent=2), encoding="utf-8")
 
 
 def load_pipeline(source: str, dtype=torch.float32, device="cpu", **kwargs) -> DiffusionPipeline:
-    """Any diffusers pipeline from a folder or the Hub. Stable Diffusion 3 without its T5 encoder gets `fold_empty_t5`, so it
-    is to be called with max_sequence_length=t5_length(pipe); its pictures are those of an ordinary call."""
+    """Any diffusers pipeline from a folder or the Hub. Stable Diffusion 3 without its T5 encoder gets `fold_empty_t5`: an ordinary call
+    draws the ordinary picture, one with max_sequence_length=t5_length(pipe) the same at a quarter of the work."""
     index = Path(source) / "model_index.json"
     if Path(source).is_dir() and not index.exists():
         raise FileNotFoundError(f"{source} has no model_index.json: not a diffusers pipeline folder")
@@ -179,29 +193,35 @@ def load_pipeline(source: str, dtype=torch.float32, device="cpu", **kwargs) -> D
         kwargs |= {"text_encoder_3": None, "tokenizer_3": None}
     pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype, **kwargs).to(device)
     pipe.set_progress_bar_config(disable=True)
-    return fold_empty_t5(pipe) if getattr(pipe, "text_encoder_3", pipe) is None else pipe
+    folds = isinstance(getattr(pipe, "transformer", None), SD3Transformer2DModel) and pipe.text_encoder_3 is None
+    return fold_empty_t5(pipe) if folds else pipe
 
 
 def fold_empty_t5(pipe: StableDiffusion3Pipeline, length: int = 256) -> StableDiffusion3Pipeline:
     """Without its T5 encoder the pipeline attends to `length` equal zero tokens. They stay equal in every block, so one
-    of them with log(length) added to its attention logit gives the same picture at a quarter of the work."""
+    of them with log(length) added to its attention logit gives the same picture at a quarter of the work. A text with one token behind
+    the CLIP towers' is taken for such a fold, any other as it is."""
     for block in pipe.transformer.transformer_blocks:  # not its attn2, which SD3.5-medium has for the image alone
-        block.attn.set_processor(FoldedJointAttention(length))
+        block.attn.set_processor(FoldedJointAttention(length, pipe.tokenizer_max_length + 1))
     return pipe
 
 
 def t5_length(pipe: StableDiffusion3Pipeline) -> int:
-    """The max_sequence_length to call the pipeline with: 1 after `fold_empty_t5`, else the pipeline's own 256."""
+    """The max_sequence_length that draws the ordinary picture with the least work: 1 after `fold_empty_t5`, else the pipeline's own 256."""
     return 1 if any(isinstance(p, FoldedJointAttention) for p in pipe.transformer.attn_processors.values()) else 256
 
 
 class FoldedJointAttention:
-    """Stable Diffusion 3's joint attention in which the last text token stands for `copies` equal ones."""
+    """Stable Diffusion 3's joint attention; in a text of `folded` tokens the last one stands for `copies` equal ones."""
 
-    def __init__(self, copies: int):
-        self.copies = copies
+    def __init__(self, copies: int, folded: int):
+        self.copies, self.folded = copies, folded
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask=None, **_):
+    def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask=None, *, ip_hidden_states=None, temb=None, **others):
+        others |= {"attention_mask": attention_mask, "ip_hidden_states": ip_hidden_states, "temb": temb}  # diffusers passes what is named
+        if given := [name for name, value in others.items() if value is not None]:
+            raise ValueError(f"this attention takes no {', '.join(given)}: load the pipeline by diffusers to use it")
+
         def heads(x, project, norm=None):  # (b, n, width) -> (b, heads, n, width / heads)
             x = project(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             return x if norm is None else norm(x)
@@ -210,8 +230,10 @@ class FoldedJointAttention:
         q = torch.cat([heads(image, attn.to_q, attn.norm_q), heads(text, attn.add_q_proj, attn.norm_added_q)], 2)
         k = torch.cat([heads(image, attn.to_k, attn.norm_k), heads(text, attn.add_k_proj, attn.norm_added_k)], 2)
         v = torch.cat([heads(image, attn.to_v), heads(text, attn.add_v_proj)], 2)
-        bias = torch.zeros(1, 1, 1, k.shape[2], dtype=q.dtype, device=q.device)
-        bias[..., -1] = math.log(self.copies)
+        bias = None
+        if text.shape[1] == self.folded:
+            bias = torch.zeros(1, 1, 1, k.shape[2], dtype=q.dtype, device=q.device)
+            bias[..., -1] = math.log(self.copies)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
         out_image, out_text = out[:, : image.shape[1]], out[:, image.shape[1] :]
         out_image = attn.to_out[1](attn.to_out[0](out_image))
