@@ -56,11 +56,11 @@ def of_open_clip(said: dict, source) -> Recipe:
     _one_of(of("mode", "RGB"), ("RGB",), "mode", source)
     if mode == "shortest" and size[0] != size[1]:
         filter = "bicubic"  # so does open_clip's transform for sides that differ, whatever the file says
-    return Recipe(
-        size, mode, filter, fill=_fill(of("fill_color", 0), source), mean=_three(of("mean", open_clip.OPENAI_DATASET_MEAN), "mean", source),
-        std=_positive(_three(of("std", open_clip.OPENAI_DATASET_STD), "std", source), "std", source),
-        resize=_pair(said, "resize", source) if of("resize") else None, centre=_one_of(of("centre", "even"), ("even", "down"), "centre", source),
-        clipped=of("clipped", True))  # fmt: skip
+    mean = _three(of("mean", open_clip.OPENAI_DATASET_MEAN), "mean", source)
+    std = _positive(_three(of("std", open_clip.OPENAI_DATASET_STD), "std", source), "std", source)
+    resize = _pair(said, "resize", source) if of("resize") else None
+    centre = _one_of(of("centre", "even"), ("even", "down"), "centre", source)
+    return Recipe(size, mode, filter, _fill(of("fill_color", 0), source), mean, std, resize, centre, of("clipped", True))
 
 
 def to_open_clip(recipe: Recipe) -> dict:
@@ -217,8 +217,8 @@ def _axis(source: int, whole: int, size: int, centre: str) -> Axis:
 
 
 def fit(pixels: Tensor, size) -> Tensor:
-    """Pixels (b, 3, h, w) in [0, 1], differentiable, or uint8 -> (b, 3, *size) of the same type, by a Recipe without its normalisation, or by
-    CLIP's geometry for a side; uint8 becomes float32 in [0, 1] where the recipe does not clip.
+    """Pixels (b, 3, h, w) in [0, 1], differentiable, or uint8 -> (b, 3, *size) of the same type, by a Recipe without its normalisation,
+    or by CLIP's geometry for a side; uint8 becomes float32 in [0, 1] where the recipe does not clip.
 
     As Pillow 13 does it: one direction first, then cut to [0, 1] before the other; where edges overshoot that differs from
     one pass by up to 20 grey levels. uint8 is rounded between, as there. kernels.preprocess is the fast twin."""

@@ -53,8 +53,8 @@ def _needed(pixels: Tensor, steps, filter: str) -> Tensor:
 
 @functools.lru_cache(maxsize=16)
 def rows(axis: Axis, filter: str, dtype: torch.dtype) -> tuple[int, Tensor]:
-    """(first, matrix): `matrix` (stop - start, n) makes the kept numbers from the n that begin at `first`. Its weights are bit for bit those of
-    torch's antialiased kernel in float32 (aten/src/ATen/native/cpu/UpSampleKernel.cpp), which rounds after each step of a polynomial."""
+    """(first, matrix): `matrix` (stop - start, n) makes the kept numbers from the n that begin at `first`. Its weights are bit for bit
+    those of torch's antialiased kernel in float32 (aten/src/ATen/native/cpu/UpSampleKernel.cpp), which rounds after each step."""
     rounded = lambda x: x.to(dtype).double()
     number = lambda x: rounded(torch.tensor(x, dtype=torch.float64))
     scale = rounded(number(axis.source) / number(axis.whole))
