@@ -313,9 +313,8 @@ def load(name: str, source: str | None = None, *, device=None, dtype=None) -> Sc
     parts = _parts(name, source)
     for made, folder in parts:
         if made != "head" and "hf-hub:" not in folder and ("local-dir:" in folder or made in OWN) and not _holds_weights(made, folder):
-            raise FileNotFoundError(
-                f"{folder} has no weights: {MADE_BY.get(made, "name the publisher's folder")}, looked for {_looked_for(made)}"
-            )
+            remedy = MADE_BY.get(made, "name the publisher's folder")
+            raise FileNotFoundError(f"{folder} has no weights: {remedy}, looked for {_looked_for(made)}")
     return _build(name, [folder for _, folder in parts]).requires_grad_(False).eval().to(device=device, dtype=dtype)
 
 
