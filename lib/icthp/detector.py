@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from icthp import microworld
 from icthp.files import atomic, save_json
 from icthp.geneval import ClipColours, Detection, Judge, Mask2Former, check, usable
+from icthp.statefiles import fill, read_state
 
 
 class Detector(nn.Module):
@@ -72,8 +73,8 @@ class Detector(nn.Module):
         if not config.exists():
             raise FileNotFoundError(f"no detector in {folder}: `make data` makes it, `dvc pull` fetches it")
         model = cls(**json.loads(config.read_text(encoding="utf-8")))
-        model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
-        return model.eval()
+        file = Path(folder) / "model.safetensors"
+        return fill(model, read_state(file), file)
 
 
 def eyes(source: str, clip=None, device="cpu") -> Detector | Judge:

@@ -1,18 +1,58 @@
-"""ImageReward's released layout, ImageReward.pt beside med_config.json and BERT's vocabulary, as transformers' BLIP towers."""
+"""ImageReward: its score, and its released layout, ImageReward.pt beside med_config.json and BERT's vocabulary, as transformers' BLIP
+towers."""
 
-import json
 from pathlib import Path
 
+import open_clip
+import torch
 from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-from icthp.weights import fill, folder_of, read_state
+from icthp import kernels
+from icthp.recipe import Recipe, of_side
+from icthp.scorer import Scorer, through
+from icthp.weights import fill, folder_of, read_json, read_state
 
 _NAMES = (  # of BLIP's own vision tower and of transformers'
     ("cls_token", "embeddings.class_embedding"), ("pos_embed", "embeddings.position_embedding"),
     ("patch_embed.proj.", "embeddings.patch_embedding."), ("blocks.", "encoder.layers."), (".attn.qkv.", ".self_attn.qkv."),
     (".attn.proj.", ".self_attn.projection."), (".norm1.", ".layer_norm1."), (".norm2.", ".layer_norm2."),
 )  # fmt: skip
+
+
+class ImageRewardScorer(Scorer):
+    """ImageReward (arXiv 2304.05977): BLIP's text tower reads the prompt while it looks at the picture; linear layers on its
+    first token, (r - 0.1672) / 1.0333."""
+
+    unit = "standard deviations of ImageReward's own data"
+    length = 35  # tokens that its text tower reads
+
+    def __init__(self, vision: nn.Module, text: nn.Module, head_: nn.Module, tokenizer):
+        super().__init__()
+        self.vision, self.text, self.head, self.tokenizer = vision, text, head_, tokenizer
+
+    def extra_repr(self) -> str:
+        return f"{self.recipe}, length={self.length}"
+
+    @property
+    def recipe(self) -> Recipe:
+        """CLIP's own preprocessing at the side of the vision tower."""
+        mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+        return of_side(self.vision.config.image_size)._replace(mean=mean, std=std)
+
+    def cut(self, prompts: list[str]) -> Tensor:
+        return torch.tensor(
+            [len(ids) > self.length for ids in self.tokenizer(list(prompts)).input_ids] if prompts else [], dtype=torch.bool
+        )
+
+    def forward(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        pixels = kernels.preprocess(pixels, self.recipe).to(self.vision.embeddings.class_embedding.dtype)
+        seen = self.vision(pixel_values=pixels).last_hidden_state
+        tokens = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt").to(
+            pixels.device
+        )
+        told = self.text(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, encoder_hidden_states=seen)
+        return (through(self.head, told.last_hidden_state[:, 0]).squeeze(-1) - 0.16717362830052426) / 1.0333394966054072
 
 
 def load(source: str) -> tuple[nn.Module, nn.Module, nn.Module, object]:
@@ -23,7 +63,7 @@ def load(source: str) -> tuple[nn.Module, nn.Module, nn.Module, object]:
     under = lambda prefix: {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     vision, text, head = under("blip.visual_encoder."), under("blip.text_encoder."), under("mlp.layers.")
     text.pop("embeddings.position_ids", None)
-    tokenizer = BertTokenizer.from_pretrained(folder)
+    tokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True)
     tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
     layers = [nn.Linear(*reversed(w.shape)) if (w := head.get(f"{i}.weight")) is not None else nn.Dropout(0.1) for i in range(8)]
     return (fill(_vision(vision), _renamed(vision), folder), fill(_text(folder, vision), text, folder),
@@ -50,7 +90,7 @@ def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _text(folder: Path, vision: dict[str, Tensor]) -> BlipTextModel:
-    med = json.loads((folder / "med_config.json").read_text(encoding="utf-8"))
+    med = read_json(folder / "med_config.json")
     taken = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps",
              "vocab_size", "max_position_embeddings")  # fmt: skip
     config = BlipTextConfig(**{name: med[name] for name in taken}, encoder_hidden_size=vision["cls_token"].shape[-1])

@@ -2,23 +2,25 @@
 
 import io
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
+from icthp import kernels
+from icthp.recipe import fit as fit_square  # noqa: F401
+from icthp.recipe import of_side
 from icthp.tables import read_columns
 
 
 def encode(pixels: Tensor, format: str = "PNG", **options) -> list[dict]:
-    """Pixels (b, 3, h, w) in [0, 1] as file contents, in the form that datasets.Image() stores."""
+    """Pixels (b, 3, h, w) in [0, 1], or uint8, as file contents, in the form that datasets.Image() stores; one picture at a time."""
     rows = []
-    for array in pixels.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy():
-        Image.fromarray(array).save(buffer := io.BytesIO(), format, **options)
+    for picture in pixels:
+        levels = picture if picture.dtype == torch.uint8 else picture.clamp(0, 1).mul(255).round().byte()
+        Image.fromarray(levels.permute(1, 2, 0).cpu().numpy()).save(buffer := io.BytesIO(), format, **options)
         rows.append({"bytes": buffer.getvalue(), "path": None})
     return rows
 
@@ -62,45 +64,11 @@ def problem(contents: bytes | None) -> str:
     return ""
 
 
-class Square(NamedTuple):
-    """How a picture becomes a square: its `shape` before the cut, the cut's upper left corner `start`, and the `order` in
-    which height (0) and width (1) are resized."""
-
-    shape: tuple[int, int]
-    start: tuple[int, int]
-    order: tuple[int, int]
-
-
-def square_of(h: int, w: int, size: int) -> Square:
-    """CLIP's geometry: the shorter side to `size`, then the centre; the width first unless the picture is tall and shrinks."""
-    shape = tuple(size * n // min(h, w) for n in (h, w))
-    start = tuple(round((n - size) / 2) for n in shape)
-    return Square(shape, start, (0, 1) if h > 2 * w and shape[0] < h else (1, 0))
-
-
-def fit_square(pixels: Tensor, size: int) -> Tensor:
-    """CLIP's geometry, bicubic and antialiased: (b, 3, h, w) in [0, 1], differentiable, or uint8 -> (b, 3, size, size).
-
-    As Pillow 13 does it: one direction first, then cut to [0, 1] before the other; where edges overshoot that differs from
-    one pass by up to 20 grey levels. uint8 is rounded between, as there. kernels.preprocess is the fast twin."""
-    h, w = pixels.shape[-2:]
-    if (h, w) == (size, size):
-        return pixels
-    square = square_of(h, w, size)
-    whole = pixels.dtype == torch.uint8
-    first = (square.shape[0], w) if square.order == (0, 1) else (h, square.shape[1])
-    steps = (square.shape,) if whole and square.order == (1, 0) else (first, square.shape)  # of bytes torch does the width first
-    for shape in steps:
-        pixels = F.interpolate(pixels, shape, mode="bicubic", antialias=True)
-        pixels = pixels if whole else pixels.clamp(0, 1)
-    top, left = square.start
-    return pixels[..., top : top + size, left : left + size]
-
-
-def stack(pictures, size: int | None = None) -> Tensor:
-    """Pictures or paths -> (n, 3, h, w) in [0, 1]; each through `fit_square`, as bytes, when a size is given."""
+def stack(pictures, size=None) -> Tensor:
+    """Pictures or paths -> (n, 3, h, w) in [0, 1]; each through `fit_square`, as bytes, when a side or a Recipe is given."""
     tensors = [read(p) for p in pictures]
-    return torch.stack(tensors if size is None else [fit_square(t[None], size)[0] for t in tensors]).float() / 255
+    fit = lambda t: t.float() / 255 if size is None else kernels.preprocess(t[None], of_side(size).shape_only)[0]
+    return torch.stack([fit(t) for t in tensors])
 
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")

@@ -6,67 +6,23 @@ from pathlib import Path
 import open_clip
 import torch
 from open_clip.transformer import VisionTransformer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from icthp import hub, imagereward, kernels, pictures, weights
+from icthp import hub, imagereward, kernels, pictures, recipe, weights
+from icthp.files import save_json
+from icthp.imagereward import ImageRewardScorer
 from icthp.losses import no_autocast
+from icthp.recipe import Recipe
+from icthp.scorer import Scorer, through, wide
+from icthp.scorer import check as check
 from icthp.share import Shared
 
 SOURCES = {"clip": "local-dir:data/hub/clip", "pickscore": "local-dir:data/hub/pickscore", "ict": "local-dir:models/ict",
            "hp": "models/hp", "icthp": "models", "hpsv2": None, "imagereward": None,
            "aesthetic": None, "jpeg": ""}  # fmt: skip
-MADE_BY = {"clip": "data", "pickscore": "data", "ict": "train_ict", "hp": "train_hp"}
-
-
-class Scorer(nn.Module):
-    """Base of all scorers. `needs_prompt` says whether prompts may be None; `unit` what the number means."""
-
-    needs_prompt = True
-    unit = "cosine"
-
-    def score(self, pixels: Tensor, prompts: list[str] | None = None) -> Tensor:
-        """pixels (b, 3, h, w) float in [0, 1], or uint8, which is faster and has no gradient; b prompts, or None for scorers
-        of the image alone -> (b,).
-
-        Raises ValueError for pixels of another shape or range, or for a missing or miscounted prompt list."""
-        check(pixels)
-        if self.needs_prompt and (prompts is None or isinstance(prompts, str) or len(prompts) != len(pixels)):
-            got = "none" if prompts is None else "one string" if isinstance(prompts, str) else len(prompts)
-            raise ValueError(f"this scorer needs a list of {len(pixels)} prompts, one for each image, not {got}")
-        return self(pixels, list(prompts) if self.needs_prompt else None)
-
-    def table(self, pixels: Tensor, prompts: list[str]) -> Tensor:
-        """Every picture of pixels (b, 3, h, w) with every one of p prompts -> (b, p); scorers of two towers run each once."""
-        check(pixels)
-        if isinstance(prompts, str):
-            raise ValueError("prompts must be a list of texts, not one string")
-        if not prompts:
-            raise ValueError("prompts must hold at least one text")
-        return self._table(pixels, list(prompts))
-
-    def _table(self, pixels: Tensor, prompts: list[str]) -> Tensor:
-        if not self.needs_prompt:
-            return self(pixels)[:, None].expand(-1, len(prompts))
-        return torch.stack([self(pixels, [prompt] * len(pixels)) for prompt in prompts], 1)
-
-    @torch.no_grad()
-    def rank(self, prompt: str, images) -> list[tuple[int, float]]:
-        """PIL images or paths of one prompt -> (index, score), best first."""
-        scores = [self.score(pictures.read(i)[None].to(self.device), [prompt]).item() for i in images]
-        return sorted(enumerate(scores), key=lambda pair: -pair[1])
-
-    @property
-    def device(self) -> torch.device:
-        return next((p.device for p in self.parameters()), torch.device("cpu"))
-
-
-def check(pixels: Tensor) -> None:
-    """Raises ValueError unless pixels are (b, 3, h, w), float in [0, 1] or uint8."""
-    if pixels.ndim != 4 or pixels.shape[1] != 3 or not (pixels.is_floating_point() or pixels.dtype == torch.uint8):
-        raise ValueError(f"pixels must be float or uint8 (b, 3, h, w), not {pixels.dtype} {tuple(pixels.shape)}")
-    if pixels.is_floating_point() and pixels.numel() and (pixels.min() < -0.01 or pixels.max() > 1.01):  # NaN scores NaN
-        raise ValueError(f"pixels must lie in [0, 1], not [{pixels.min():.3g}, {pixels.max():.3g}]")
+MADE_BY = {"clip": "`dvc pull` fetches data/", "pickscore": "`dvc pull` fetches data/",
+           "ict": "`dvc repro train_ict` makes it", "hp": "`dvc repro train_hp` makes it"}  # fmt: skip
 
 
 class ClipScorer(Scorer, Shared):
@@ -91,30 +47,39 @@ class ClipScorer(Scorer, Shared):
         if self.folded:
             raise ValueError("a folded scorer is for use only: save the one that was loaded")
         hub.save_clip(self.model, self.tokenizer, self.architecture, folder, dtype=torch.float32)
+        said, own = folder / "open_clip_config.json", recipe.to_open_clip(self.recipe)
+        more = {key: own[key] for key, usual in recipe.DEFAULTS.items() if own[key] != usual}
+        if more:  # what open_clip's own writer leaves out
+            config = json.loads(said.read_text(encoding="utf-8"))
+            save_json(said, config | {"preprocess_cfg": config["preprocess_cfg"] | more})
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **_) -> "ClipScorer":
-        return load_clip(model_id if Path(model_id).is_dir() else f"hf-hub:{model_id}")
+    def _from_pretrained(cls, *, model_id: str, scaled: bool = False, **where) -> "ClipScorer":
+        return load_clip(*_place(model_id, where), scaled=scaled)
 
     def extra_repr(self) -> str:
         """What tells scorers of equal weights apart."""
-        return f"scaled={self.scaled}, mean={self.model.visual.image_mean}, std={self.model.visual.image_std}, folded={self.folded}"
+        return f"scaled={self.scaled}, {self.recipe}, folded={self.folded}"
 
     @property
-    def size(self) -> int:
-        """Side of the square that the image tower reads."""
-        size = self.model.visual.image_size
-        return size[0] if isinstance(size, (tuple, list)) else size
+    def recipe(self) -> Recipe:
+        """What is done to a picture before the image tower reads it."""
+        return recipe.of_tower(self.model.visual)
+
+    @property
+    def size(self) -> int | tuple[int, int]:
+        """Side of the square that the image tower reads; (height, width) where it reads none."""
+        height, width = self.recipe.size
+        return height if height == width else (height, width)
 
     def preprocess(self, pixels: Tensor) -> Tensor:
         """What the image tower reads, for pixels (b, 3, h, w) in [0, 1]."""
-        visual = self.model.visual
-        normal = (None, None) if self.folded else (visual.image_mean, visual.image_std)
-        return kernels.preprocess(pixels, self.size, *normal).to(self.model.logit_scale.dtype)
+        own = self.recipe.shape_only if self.folded else self.recipe
+        return kernels.preprocess(pixels, own).to(self.model.logit_scale.dtype)
 
     def image_features(self, pixels: Tensor, normalize: bool = True) -> Tensor:
-        """(b, d), unit rows unless `normalize` is off."""
-        return self.model.encode_image(self.preprocess(pixels), normalize=normalize)
+        """(b, d) in float32 at least, unit rows unless `normalize` is off."""
+        return _unit(self.model.encode_image(self.preprocess(pixels), normalize=False), normalize)
 
     def cut(self, prompts: list[str]) -> Tensor:
         """(b,) bool: is a prompt longer than the text tower reads?"""
@@ -123,9 +88,9 @@ class ClipScorer(Scorer, Shared):
         return (whole != padding).sum(1) > (read != padding).sum(1)
 
     def text_features(self, prompts: list[str]) -> Tensor:
-        """(b, d) unit rows; each different prompt is encoded once."""
+        """(b, d) unit rows in float32 at least; each different prompt is encoded once."""
         unique = list(dict.fromkeys(prompts))
-        features = self.model.encode_text(self.tokenizer(unique).to(self.device), normalize=True)
+        features = _unit(self.model.encode_text(self.tokenizer(unique).to(self.device), normalize=False))
         place = {p: i for i, p in enumerate(unique)}
         return features[[place[p] for p in prompts]]
 
@@ -133,17 +98,24 @@ class ClipScorer(Scorer, Shared):
         """The cosine in two parts, (b,) each, which add up to it: text-relevant, and text-irrelevant, along `common` (d,), the
         unit mean of many text features (LongAlign, arXiv 2410.11817)."""
         image, text = self.image_features(pixels), self.text_features(prompts)
-        irrelevant = (image @ common) * (text @ common)
-        return (image * text).sum(-1) - irrelevant, irrelevant
+        with no_autocast(image.device):
+            irrelevant = (image @ common.to(image.dtype)) * (text @ common.to(text.dtype))
+            return (image * text).sum(-1) - irrelevant, irrelevant
 
     def forward(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         return self._scale((self.image_features(pixels) * self.text_features(prompts)).sum(-1))
 
     def _table(self, pixels: Tensor, prompts: list[str]) -> Tensor:
-        return self._scale(self.image_features(pixels) @ self.text_features(prompts).T)
+        image, text = self.image_features(pixels), self.text_features(prompts)
+        with no_autocast(image.device):
+            return self._scale(image @ text.T)
 
     def _scale(self, cosine: Tensor) -> Tensor:
-        return cosine * self.model.logit_scale.exp() if self.scaled else cosine
+        return cosine * wide(self.model.logit_scale).exp() if self.scaled else cosine
+
+
+def _unit(features: Tensor, normalize: bool = True) -> Tensor:
+    return nn.functional.normalize(wide(features), dim=-1) if normalize else wide(features)
 
 
 def head(width: int, variant: str = "paper", outputs: int = 1) -> nn.Sequential:
@@ -188,9 +160,7 @@ class HpScorer(Scorer, Shared):
 
     def raw(self, pixels: Tensor) -> Tensor:
         """(b, outputs): the score before its sigmoid, and the logarithm of its variance where the head has one."""
-        features = self.clip.image_features(pixels, normalize=False)
-        with no_autocast(features.device):
-            return self.head(features.to(next(self.head.parameters()).dtype))
+        return through(self.head, self.clip.image_features(pixels, normalize=False))
 
     def forward(self, pixels: Tensor, prompts=None) -> Tensor:
         return torch.sigmoid(self.raw(pixels)[:, 0])
@@ -201,8 +171,8 @@ class HpScorer(Scorer, Shared):
         save_file({k: v.detach().cpu().contiguous() for k, v in self.head.state_dict().items()}, folder / "hp.safetensors")
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **_) -> "HpScorer":
-        return load_hp(model_id if Path(model_id).is_dir() else f"hf-hub:{model_id}")
+    def _from_pretrained(cls, *, model_id: str, config: dict | None = None, **where) -> "HpScorer":
+        return load_hp(*_place(model_id, where))
 
 
 class IctHpScorer(Scorer):
@@ -222,9 +192,13 @@ class IctHpScorer(Scorer):
         pixels = self._square(pixels)
         return self.ict.table(pixels, prompts) * self.hp.table(pixels, prompts)
 
+    def cut(self, prompts: list[str]) -> Tensor:
+        return self.ict.cut(prompts)
+
     def _square(self, pixels: Tensor) -> Tensor:
-        """Resized once where both towers read the same size."""
-        return kernels.preprocess(pixels, self.ict.size) if self.ict.size == self.hp.clip.size else pixels
+        """Resized once where both towers ask for the same, and what came of it is not resized again."""
+        own, other = self.ict.recipe.shape_only, self.hp.clip.recipe.shape_only
+        return kernels.preprocess(pixels, own) if own == other and own.keeps_its_own else pixels
 
 
 class CombinedScorer(Scorer):
@@ -245,6 +219,9 @@ class CombinedScorer(Scorer):
     def extra_repr(self) -> str:
         return f"weight, low, high={self.bounds}, product={self.product}"
 
+    def cut(self, prompts: list[str]) -> Tensor:
+        return torch.stack([s.cut(prompts) for s in self.scorers]).any(0)
+
     def forward(self, pixels: Tensor, prompts: list[str] | None = None) -> Tensor:
         cut = lambda x, low, high: x if low is None and high is None else x.clamp(low, high)
         values = [weight * cut(s(pixels, prompts), low, high) for s, (weight, low, high) in zip(self.scorers, self.bounds)]
@@ -258,27 +235,7 @@ class JpegScorer(Scorer):
     unit = "kB at quality 95"
 
     def forward(self, pixels: Tensor, prompts=None) -> Tensor:
-        pixels = pixels if pixels.is_floating_point() else pixels.float() / 255
         return pictures.jpeg_bytes(pixels).to(pixels.device) / 1000
-
-
-class ImageRewardScorer(Scorer):
-    """ImageReward (arXiv 2304.05977): BLIP's text tower reads the prompt while it looks at the picture; linear layers on its
-    first token, (r - 0.1672) / 1.0333."""
-
-    unit = "standard deviations of ImageReward's own data"
-
-    def __init__(self, vision: nn.Module, text: nn.Module, head_: nn.Module, tokenizer):
-        super().__init__()
-        self.vision, self.text, self.head, self.tokenizer = vision, text, head_, tokenizer
-
-    def forward(self, pixels: Tensor, prompts: list[str]) -> Tensor:
-        size = self.vision.config.image_size
-        pixels = kernels.preprocess(pixels, size, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD).to(self.head[0].weight.dtype)
-        seen = self.vision(pixel_values=pixels).last_hidden_state
-        tokens = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=35, return_tensors="pt").to(pixels.device)
-        told = self.text(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, encoder_hidden_states=seen)
-        return (self.head(told.last_hidden_state[:, 0]).squeeze(-1) - 0.16717362830052426) / 1.0333394966054072
 
 
 class AestheticScorer(Scorer):
@@ -292,37 +249,53 @@ class AestheticScorer(Scorer):
         self.clip, self.head = clip, head_
 
     def forward(self, pixels: Tensor, prompts=None) -> Tensor:
-        return self.head(self.clip.image_features(pixels)).squeeze(-1)
+        return through(self.head, self.clip.image_features(pixels)).squeeze(-1)
 
 
 def aesthetic_head(path) -> nn.Module:
     """LAION's released heads (.pth, read with weights_only): one linear layer, or the MLP without non-linearities."""
     state = weights.read_state(path)
     names = [k for k, v in state.items() if k.endswith("weight") and v.ndim == 2]
+    if not names or any(k.replace("weight", "bias") not in state for k in names):
+        raise ValueError(f"{path} holds no linear layers with their biases: name one of LAION's heads")
     layers = [nn.Linear(*reversed(state[k].shape)) for k in names]
     for layer, key in zip(layers, names):
         layer.weight.data, layer.bias.data = state[key].float(), state[key.replace("weight", "bias")].float()
     return kernels.hp_head(nn.Sequential(*layers))
 
 
-def load_clip(source: str, scaled: bool = False) -> ClipScorer:
-    """Any source that weights.read_clip takes; a path alone is a folder."""
+def _place(model_id: str, where: dict) -> tuple[str, dict]:
+    """A folder, or a source on the Hub with huggingface_hub's options (revision, cache_dir, token ...); TypeError for any other keyword."""
+    unknown = where.keys() - {"revision", "cache_dir", "force_download", "local_files_only", "token"}
+    if unknown:
+        raise TypeError(f"from_pretrained has no keyword {', '.join(sorted(unknown))}")
+    return (model_id, {}) if Path(model_id).is_dir() else (f"hf-hub:{model_id}", where)
+
+
+def load_clip(source: str, where: dict | None = None, scaled: bool = False) -> ClipScorer:
+    """Any source that weights.read_clip takes; a path alone is a folder. where: snapshot_download's options."""
     source = f"local-dir:{source}" if Path(source).is_dir() else source
-    scorer = ClipScorer(*weights.read_clip(source), scaled, weights.model_config(source))
+    model, tokenizer = weights.read_clip(source, **(where or {}))
+    scorer = ClipScorer(model, tokenizer, scaled, weights.model_config(source, **(where or {})))
     return scorer.with_card(weights.folder_of(source)) if source.startswith("local-dir:") else scorer
 
 
-def load_hp(source: str) -> HpScorer:
+def load_hp(source: str, where: dict | None = None) -> HpScorer:
     """A folder that HpScorer.save_pretrained wrote, or the released layout: hp_backbone/pytorch_model.bin and
     hp_scorer/mlp_pytorch_model.bin."""
-    folder = weights.folder_of(source)
+    folder = weights.folder_of(source, **(where or {}))
     if (released := folder / "hp_scorer/mlp_pytorch_model.bin").exists():
         clip = load_clip(f"local-dir:{folder / 'hp_backbone'}")
         state = {name.removeprefix("layers."): value for name, value in weights.read_state(released).items()}
+        if "0.weight" not in state:
+            raise ValueError(f"{released} has no layers.0.weight: it is not the released head of HP")
         config = {"width": state["0.weight"].shape[1], "variant": "released"}
         return HpScorer(clip, weights.fill(head(**config), state, released), config)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    head_ = weights.fill(head(**config), load_file(folder / "hp.safetensors"), folder / "hp.safetensors")
+    config = weights.read_json(folder / "config.json")
+    if "width" not in config or (unknown := config.keys() - {"width", "variant", "outputs"}):
+        said = f"has an unknown {', '.join(sorted(unknown))}" if "width" in config else "lacks `width`"
+        raise ValueError(f"{folder / 'config.json'} {said}; HP's head has width, variant and outputs")
+    head_ = weights.fill(head(**config), weights.read_state(folder / "hp.safetensors"), folder / "hp.safetensors")
     return HpScorer(load_clip(f"local-dir:{folder}"), head_, config).with_card(folder)
 
 
@@ -339,17 +312,23 @@ def load(name: str, source: str | None = None, *, device=None, dtype=None) -> Sc
         raise ValueError(f"{name} has no weights at the micro scale: pass source=, e.g. an open_clip folder")
     parts = _parts(name, source)
     for made, folder in parts:
-        if made != "head" and "hf-hub:" not in folder and ("local-dir:" in folder or made == "hp") and not _holds_weights(made, folder):
-            remedy = f"`dvc repro {MADE_BY[made]}` makes it (`dvc pull` for data/)" if made in MADE_BY else "name the publisher's folder"
-            raise FileNotFoundError(f"{folder} has no weights: {remedy}")
+        if made != "head" and "hf-hub:" not in folder and ("local-dir:" in folder or made in OWN) and not _holds_weights(made, folder):
+            remedy = MADE_BY.get(made, "name the publisher's folder")
+            raise FileNotFoundError(f"{folder} has no weights: {remedy}, looked for {_looked_for(made)}")
     return _build(name, [folder for _, folder in parts]).requires_grad_(False).eval().to(device=device, dtype=dtype)
+
+
+OWN = {"hp": ("hp.safetensors", "hp_scorer/mlp_pytorch_model.bin"), "imagereward": ("ImageReward.pt",)}
 
 
 def _holds_weights(name: str, source: str) -> bool:
     """Is a folder there and finished? One that a killed training left holds only its checkpoint."""
-    own = {"hp": ("hp.safetensors", "hp_scorer/mlp_pytorch_model.bin"), "imagereward": ("ImageReward.pt",)}
-    files = own.get(name, ("open_clip_config.json", *weights.FILES))
-    return any((weights.folder_of(source) / file).exists() for file in files)
+    folder = weights.folder_of(source)
+    return any((folder / file).exists() for file in OWN[name]) if name in OWN else weights.weights_in(folder) is not None
+
+
+def _looked_for(name: str) -> str:
+    return " or ".join(OWN.get(name, weights.FILES[:2])) + (" and the like" if name not in OWN else "")
 
 
 def _parts(name: str, source: str) -> list[tuple[str, str]]:
@@ -375,4 +354,7 @@ def _build(name: str, sources: list[str]) -> Scorer:
         return AestheticScorer(load_clip(sources[0]), aesthetic_head(sources[1]))
     if name == "imagereward":
         return ImageRewardScorer(*imagereward.load(*sources))
-    return load_clip(*sources, scaled=name == "pickscore")
+    scorer = load_clip(*sources, scaled=name == "pickscore")
+    if name == "hpsv2":  # the publisher's rule, whatever the weights' own architecture does
+        open_clip.set_model_preprocess_cfg(scorer.model, recipe.to_open_clip(recipe.of_hps(scorer.recipe)))
+    return scorer
