@@ -74,7 +74,7 @@ def shown(picture) -> str:
 def _why(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return f"its contents are none of {', '.join(FORMATS)}"
-    return str(error) or type(error).__name__
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__  # of an OSError without the name again
 
 
 def read(picture) -> Tensor:
@@ -191,7 +191,7 @@ TABLES = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".jsonl": lambda p: 
 def read_table(source) -> pd.DataFrame:
     """A folder of pictures, or a table with a column `image` (paths relative to the table) and perhaps `prompt` -> a frame
     with columns image (full path) and prompt (None where there is none). What of a folder is not among its rows is counted in
-    attrs["left_out"], {reason: number of files}."""
+    attrs["left_out"], {what: how many}."""
     source = Path(source)
     if source.is_dir():
         return _read_folder(source)
@@ -210,11 +210,11 @@ def _read_folder(folder: Path) -> pd.DataFrame:
 def left_out(path: Path) -> str:
     """Why an entry of a folder is not read as a picture, "" if it is."""
     if path.is_dir():
-        return "sub-folder"
+        return "sub-folders"
     if path.name.startswith("."):
-        return "hidden file"
+        return "hidden files"
     return (
-        "" if path.suffix.lower() in SUFFIXES else f"file with the ending {shown(path.suffix)}" if path.suffix else "file without an ending"
+        "" if path.suffix.lower() in SUFFIXES else f"files that end in {shown(path.suffix)}" if path.suffix else "files without an ending"
     )
 
 

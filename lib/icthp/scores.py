@@ -258,7 +258,6 @@ class JpegScorer(Scorer):
     unit = "kB at quality 95"
 
     def forward(self, pixels: Tensor, prompts=None) -> Tensor:
-        pixels = pixels if pixels.is_floating_point() else pixels.float() / 255
         return pictures.jpeg_bytes(pixels).to(pixels.device) / 1000
 
 
