@@ -5,6 +5,7 @@ import html
 import importlib.metadata
 import io
 import re
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ WITHIN = "compares pictures of one prompt, not of different ones"
 ONE_SIZE = "compares pictures of one size in pixels"
 BATCH = 1 << 24  # pixels of the pictures that are in memory at once; a larger picture is there alone
 CODE = "gallery pictures tables scores kernels weights hub imagereward losses share files"  # what a score depends on
+ONE = threading.Lock()  # `cut` sets a tokenizer to another length while it counts: no other thread may score with it then
 LIBRARIES = ("torch", "pillow", "open_clip_torch", "transformers")
 SPLIT = r"[\w.-]+(?:\[[^\]]*\])?(?:\(\w+\))?"  # train, train[:2], train[10%:20%](pct1_dropremainder)
 
@@ -138,7 +140,8 @@ def _values(scorer, pixels: torch.Tensor, prompts: list[str]) -> list[float | st
     if not prompts:
         return []
     try:
-        return scorer.score(pixels.to(scorer.device), prompts if scorer.needs_prompt else None).double().tolist()
+        with ONE:
+            return scorer.score(pixels.to(scorer.device), prompts if scorer.needs_prompt else None).double().tolist()
     except (OSError, ValueError) as error:  # Pillow's JPEG: no side above 65,500
         if len(prompts) == 1:
             return [str(error)]
@@ -150,7 +153,8 @@ def cut_prompts(scorer, prompts: list) -> list[bool]:
     readers, texts = _readers(scorer), [p for p in prompts if isinstance(p, str)]
     if not readers or not texts:
         return [False] * len(prompts)
-    is_cut = dict(zip(texts, torch.stack([cut(texts).cpu() for cut in readers]).any(0).tolist()))
+    with ONE:
+        is_cut = dict(zip(texts, torch.stack([cut(texts).cpu() for cut in readers]).any(0).tolist()))
     return [isinstance(p, str) and is_cut[p] for p in prompts]
 
 
