@@ -1,8 +1,10 @@
 """A collection of pictures: every source, scores that are kept, a page that a browser sorts."""
 
+import os
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import ROOT
 from icthp import gallery, geneval, pictures, scores
 
 
@@ -86,8 +89,9 @@ def test_sources(folder, tmp_path):
     table = gallery.read(str(tmp_path / "drawn"), tmp_path)
     assert list(table) == ["image", "prompt"] and table.prompt.tolist() == ["a red bear"] * 2
 
-    files = [str(folder / f"{i}.png") for i in range(3)]
-    rows = datasets.Dataset.from_dict({"image": files, "prompt": ["a", "b", "c"]}).cast_column("image", datasets.Image())
+    files = [folder / f"{i}.png" for i in range(3)]
+    contents = [{"bytes": file.read_bytes(), "path": None} for file in files]
+    rows = datasets.Dataset.from_dict({"image": contents, "prompt": ["a", "b", "c"]}).cast_column("image", datasets.Image())
     rows.to_parquet(tmp_path / "set/data/test-0.parquet")
     for _ in range(2):  # the second time the files are there
         table = gallery.read(f"dataset:{tmp_path / 'set'}:test", tmp_path / "out")
@@ -104,8 +108,26 @@ def test_sources(folder, tmp_path):
 
 def test_the_summary_says_what_a_number_compares(folder, loaded, tmp_path):
     said = gallery.summary(loaded, gallery.score(loaded, with_prompts(folder), tmp_path / "store"))
-    assert "not of different ones" in said.compares["clip"] and said.compares["jpeg"] == "compares any pictures"
+    assert "not of different ones" in said.compares["clip"] and "one size" in said.compares["jpeg"]
     assert said.number["jpeg"] == "kB at quality 95" and said["count"].tolist() == [3, 5]
+    light = scores.HpScorer(loaded["clip"], scores.head(16)).eval()
+    assert (
+        gallery.summary({"jpeg": light}, table := gallery.score({"jpeg": light}, with_prompts(folder), tmp_path)).compares.jpeg
+        == gallery.ACROSS
+    )
+    assert not any("one size" in said for said in gallery.account({"jpeg": light}, table))
+
+
+def test_a_size_in_bytes_warns_where_the_pictures_have_several(folder, loaded, tmp_path):
+    """Alone, and as a part of a combined score; not where all have one size."""
+    mixed = scores.CombinedScorer([(loaded["clip"], 1.0, None, None), (loaded["jpeg"], -0.1, None, None)])
+    scorers = {"jpeg": loaded["jpeg"], "mixed": mixed}
+    table = gallery.score(scorers, with_prompts(folder), tmp_path / "store")
+    assert table["pixels"].tolist()[:5] == ["60 x 40", "60 x 60"] * 2 + ["60 x 40"]
+    assert any(said.startswith("Sizes: 2. jpeg, mixed compares") for said in gallery.account(scorers, table))
+    page = gallery.write_html(tmp_path / "g.html", scorers, table, "t").read_text(encoding="utf-8")
+    assert "Sizes: 2. jpeg, mixed compares" in page
+    assert not any("Sizes" in said for said in gallery.account(scorers, table[table["pixels"] != "60 x 40"]))
 
 
 def test_the_page_is_one_file_that_escapes_what_it_shows(folder, loaded, tmp_path):
@@ -147,3 +169,145 @@ def test_scores_of_another_recipe_are_not_taken_from_the_store(folder, loaded, t
     one, ten = (scores.CombinedScorer([(loaded["jpeg"], weight, None, None)]) for weight in (1.0, 10.0))
     first, second = (gallery.score({"mine": s}, table, tmp_path / "store").mine.dropna() for s in (one, ten))
     assert np.allclose(second, 10 * first) and len(first) == 5
+
+
+# ---- what is kept -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The number of rows of each shard that is scored, not read."""
+    calls, own = [], gallery._scored
+    monkeypatch.setattr(gallery, "_scored", lambda scorers, rows: calls.append(len(rows)) or own(scorers, rows))
+    return calls
+
+
+def test_contents_decide_what_is_scored_anew(folder, loaded, tmp_path, counted, monkeypatch):
+    """Not a file's time or place; but the code, the libraries' versions and the contents do."""
+    first = gallery.score(loaded, with_prompts(folder), tmp_path / "store")
+    os.utime(folder / "0.png", (0, 0))
+    shutil.copytree(folder, tmp_path / "moved")
+    moved = gallery.score(loaded, with_prompts(tmp_path / "moved"), tmp_path / "store")
+    assert counted == [6] and moved["clip"].equals(first["clip"]) and "moved/9.png cannot be read" in moved.error[5]
+    code = gallery.files.code
+    monkeypatch.setattr(gallery.files, "code", lambda *modules: code(*modules) + "edited")
+    gallery.score(loaded, with_prompts(folder), tmp_path / "store")
+    monkeypatch.setattr(gallery.files, "code", code)
+    monkeypatch.setattr(gallery.importlib.metadata, "version", lambda name: "0" if name == "pillow" else "1")
+    gallery.score(loaded, with_prompts(folder), tmp_path / "store")
+    assert counted == [6] * 3
+
+
+def test_the_key_holds_all_code_that_a_score_depends_on():
+    """Every module that the scorers and the reader import, directly or not, and the gallery's own scoring."""
+    lib, seen, left = ROOT / "lib/icthp", set(), ["scores", "pictures"]
+    while left:
+        name = left.pop()
+        seen.add(name)
+        for file in [lib / f"{name}.py", *(lib / name).glob("*.py")]:
+            text = file.read_text(encoding="utf-8") if file.exists() else ""
+            used = re.findall(r"^from icthp import (.+)|^from icthp\.(\w+)", text, re.M)
+            left += [m for many, one in used for m in (many.split(", ") if many else [one]) if m not in seen]
+    assert {"hub", "kernels", "weights"} < seen <= set(gallery.CODE.split())
+
+
+def test_four_threads_share_a_store(folder, loaded, tmp_path):
+    table = with_prompts(folder)
+    alone = gallery.score(loaded, table, tmp_path / "alone", shard=1)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: gallery.score(loaded, table, tmp_path / "store", shard=1), range(16)))
+    assert all(t.equals(alone) for t in found)
+    assert not [f for f in (tmp_path / "store").iterdir() if "partial" in f.name]
+
+
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_a_shard_that_was_cut_is_made_anew(folder, loaded, tmp_path, counted, share):
+    whole = gallery.score(loaded, with_prompts(folder), tmp_path / "store", shard=2)
+    for file in (tmp_path / "store").iterdir():
+        file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    again = gallery.score(loaded, with_prompts(folder), tmp_path / "store", shard=2)
+    pd.testing.assert_frame_equal(whole, again)
+    gallery.score(loaded, with_prompts(folder), tmp_path / "store", shard=2)
+    assert counted == [2] * 6
+
+
+# ---- what is said -----------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_that_is_cut_is_said_so_everywhere(folder, loaded, tmp_path):
+    """In the table, the summary, the account and on the page; by every scorer that reads prompts, whatever it is made of."""
+    long = "a red circle left of a blue square " * 30
+    both = scores.IctHpScorer(loaded["clip"], scores.HpScorer(loaded["clip"], scores.head(16)).eval())
+    mixed = scores.CombinedScorer([(loaded["jpeg"], 1.0, None, None), (both, 1.0, None, None)])
+    scorers = loaded | {"both": both, "mixed": mixed, "hp": both.hp}
+    table = with_prompts(folder).assign(prompt=[long, "a star", None, long + "and a heart", "a star", long])
+    table = gallery.score(scorers, table, tmp_path / "store")
+    assert table["cut"].fillna("").tolist() == ["clip, both, mixed", "", "", "clip, both, mixed", "", "clip, both, mixed"]
+    assert gallery.summary(scorers, table)["prompts cut"].to_dict() == {"clip": 3, "jpeg": 0, "both": 3, "mixed": 3, "hp": 0}
+    assert sum("cut to its length: 3." in said for said in gallery.account(scorers, table)) == 3
+    page = gallery.write_html(tmp_path / "g.html", scorers, table, "t").read_text(encoding="utf-8")
+    assert page.count("only its beginning was read by clip, both, mixed") == 2
+
+
+class Odd(scores.Scorer):
+    """NaN and infinite scores, and a picture that it refuses."""
+
+    needs_prompt, unit = False, "nothing"
+
+    def forward(self, pixels, prompts=None):
+        if pixels.shape[2] == 60 and len(pixels) > 1:
+            raise ValueError("one at a time")
+        if pixels.shape[2] == 60 and pixels[0, 0, 0, 0] < 128:
+            raise ValueError("too dark")
+        return torch.tensor([torch.nan, torch.inf, 1.0])[: len(pixels)]
+
+
+def test_a_score_that_is_no_number_spoils_neither_page_nor_summary(folder, tmp_path):
+    scorers, pixel = {"odd": Odd(), "jpeg": scores.load("jpeg")}, np.full((60, 60, 3), 200, np.uint8)
+    Image.fromarray(pixel).save(folder / "1.png")
+    pixel[0, 0] = 0
+    Image.fromarray(pixel).save(folder / "3.png")
+    table = gallery.score(scorers, gallery.read(str(folder), tmp_path), tmp_path / "store")
+    assert table.odd.isna().tolist() == [True, True, False, True, False, True] and np.isinf(table.odd[2])
+    assert table.jpeg.notna().tolist() == [True] * 5 + [False] and table.error[3].endswith("3.png has no score of odd: too dark")
+    summary = gallery.summary(scorers, table)
+    assert summary["count"].to_dict() == {"odd": 1, "jpeg": 5} and summary["no number"].to_dict() == {"odd": 3, "jpeg": 0}
+    assert summary["max"].odd == 1 and "Scores of odd that are no number: 3." in gallery.account(scorers, table)
+    page = gallery.write_html(tmp_path / "g.html", scorers, table, "t", "odd").read_text(encoding="utf-8")
+    assert page.count("<figure ") == 5 and page.count("data-odd=") == 1 and "too dark" in page
+
+
+def test_a_picture_that_one_scorer_cannot_take_has_the_others_scores(folder, loaded, tmp_path):
+    """JPEG knows no side above 65,500 pixels."""
+    Image.new("RGB", (70_000, 40)).save(folder / "0.png")
+    table = gallery.score(loaded, with_prompts(folder), tmp_path / "store")
+    assert (
+        "0.png has no score of jpeg" in table.error[0]
+        and table["clip"].notna()[0]
+        and table.jpeg.notna().tolist() == [False] + [True] * 4 + [False]
+    )
+
+
+def test_names_and_errors_are_escaped(folder, loaded, tmp_path):
+    """A scorer's name, a file's and an error's, none of which may become part of the page's code."""
+    evil = '"><script>alert(1)</script>'
+    shutil.copy(folder / "0.png", folder / "<script>alert(2).png")
+    (folder / "<b>broken.png").write_bytes(b"")
+    scorers = {evil: loaded["jpeg"], "Two words": loaded["jpeg"]}
+    table = gallery.score(scorers, gallery.read(str(folder), tmp_path), tmp_path / "store")
+    page = gallery.write_html(tmp_path / "g.html", scorers, table, evil, evil).read_text(encoding="utf-8")
+    assert page.count("<script>") == 1 and "<b>" not in page and 'data-score.0="' in page and 'data-score.1="' in page
+    with pytest.raises(ValueError, match="may not be called image"):
+        gallery.score({"image": loaded["jpeg"]}, table, tmp_path / "store")
+
+
+def test_the_page_lists_what_is_not_on_it(folder, loaded, tmp_path):
+    (folder / "notes.txt").write_text("x", encoding="utf-8")
+    (folder / "more").mkdir()
+    table = with_prompts(folder)
+    table = gallery.score(loaded, table, tmp_path / "store")
+    page = gallery.write_html(tmp_path / "g.html", loaded, table, "t").read_text(encoding="utf-8")
+    assert "Pictures: 6; not scored or not by all: 1; without a prompt: 2." in page and "<li>" in page and "9.png cannot be read" in page
+    assert "Not looked at: sub-folders (1), files that end in .txt (1)." in page
+    (folder / "0.png").unlink()  # gone between its score and the page
+    assert gallery.write_html(tmp_path / "g.html", loaded, table, "t").read_text(encoding="utf-8").count("<figure ") == 5

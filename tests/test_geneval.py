@@ -10,6 +10,7 @@ from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation,
 
 from conftest import ROOT
 from icthp import geneval, scores
+from icthp.detector import eyes
 from icthp.geneval import COLOURS, Detection, check
 
 SHARED = ROOT.parent / "shared/data/prompts/geneval_metadata.jsonl"
@@ -258,3 +259,65 @@ def test_bad_files_are_named(tmp_path):
         geneval.read_metadata(tmp_path / "none.jsonl")
     with pytest.raises(ValueError, match="GenEval's layout"):
         geneval.read_folder(tmp_path)
+
+
+def test_samples_of_any_ending_are_read_and_the_rest_is_counted(tmp_path):
+    asked = ask("single_object", ONE) | {"prompt": "a"}
+    geneval.write_folder(tmp_path / "g", [picture(i) for i in range(3)], [asked] * 2 + [asked | {"prompt": "b"}])
+    samples = tmp_path / "g/00000/samples"
+    picture(3).save(samples / "00002.jpg")
+    picture(4).save(samples / "00003.webp")
+    (samples / "grid.png").write_bytes(b"x")
+    (tmp_path / "g/results.jsonl").write_text("", encoding="utf-8")
+    table = geneval.read_folder(tmp_path / "g")
+    assert [p[-9:] for p in table.image] == ["00000.png", "00001.png", "00002.jpg", "0003.webp", "00000.png"]
+    assert table.attrs["left_out"] == {"entries beside the prompts' folders": 1, "files in samples that are no numbered picture": 1}
+    (tmp_path / "g/00001/samples/00000.png").unlink()
+    with pytest.raises(ValueError, match="g/00001 has no pictures: samples/0000.png"):
+        geneval.read_folder(tmp_path / "g")
+
+
+def test_a_sample_that_cannot_be_read_is_named_and_the_others_judged(tmp_path):
+    class Eyes:
+        labels = {0: "circle", 1: "star"}
+        detect = staticmethod(lambda image: [at("circle", score=0.5)])
+
+    geneval.write_folder(tmp_path / "g", [picture(i) for i in range(3)], [ask("single_object", ONE)] * 2 + [ask("two_object", STAR)])
+    (tmp_path / "g/00000/samples/00001.png").write_bytes(b"x")
+    results = geneval.evaluate_folder(tmp_path / "g", Eyes, len)
+    assert results.correct.tolist() == [True, None, False] and "00001.png cannot be read" in results.reason[1]
+    with pytest.warns(UserWarning, match="1 of 3 pictures count in no mean: .*00001.png cannot be read"):
+        said = geneval.summary(results)
+    assert said.to_dict() == {"single_object": 1, "two_object": 0, "overall": 0.5}
+
+
+def test_a_deep_grey_is_judged_as_it_looks(tmp_path):
+    seen = []
+
+    class Eyes:
+        labels = {0: "circle"}
+        detect = staticmethod(lambda image: seen.append(np.asarray(image)) or [])
+
+    geneval.write_folder(tmp_path / "g", [picture()], [ask("single_object", ONE)])
+    Image.fromarray(np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)).save(tmp_path / "g/00000/samples/00000.png")
+    geneval.evaluate_folder(tmp_path / "g", Eyes, len)
+    assert seen[0].shape == (64, 64, 3) and abs(seen[0].mean() - 127.5) < 1
+
+
+def test_an_object_without_a_pixel_is_no_detection(mask2former, monkeypatch):
+    judge = geneval.Mask2Former(mask2former)
+    own = judge.processor.post_process_instance_segmentation
+
+    def with_an_empty_mask(*args, **options):
+        (result,) = own(*args, **options)
+        result["segmentation"][0] = 0
+        return [result]
+
+    whole = judge.detect(picture(), threshold=0.0)
+    monkeypatch.setattr(judge.processor, "post_process_instance_segmentation", with_an_empty_mask)
+    assert len(judge.detect(picture(), threshold=0.0)) == len(whole) - 1
+
+
+def test_a_detector_that_is_not_there_is_said_with_the_remedy():
+    with pytest.raises(FileNotFoundError, match="data/gone is no folder with a detector .`dvc pull`"):
+        eyes("data/gone")

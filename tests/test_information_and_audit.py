@@ -192,3 +192,13 @@ def test_same_encoding_is_jpeg_75_of_that_size_and_leaves_what_is_one():
     assert audit.same_encoding(small, 64) is small and audit.same_encoding(small) is small
     other = pictures.encode(torch.rand(1, 3, 64, 64), "JPEG", quality=90)[0]["bytes"]
     assert audit.same_encoding(other, 64) != other
+
+
+def test_the_audit_names_a_picture_that_it_cannot_read(scenes):
+    good = files(scenes[:8], 0.5, "PNG")
+    bad = good[:3] + [good[3][:50]] + good[4:]
+    with pytest.raises(ValueError, match="the better picture of pair 3: the picture cannot be read"):
+        audit.predict_better(good, bad)
+    for read in (audit.cues, audit.same_encoding, lambda content: audit.alike(good[0], content, 64, ("colour",))):
+        with pytest.raises(ValueError, match="cannot be read"):
+            read(bad[3])

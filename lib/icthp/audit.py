@@ -10,7 +10,7 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from icthp.pictures import upright
+from icthp.pictures import opened, to_image
 
 CUES = ("format", "size", "bytes", "colour", "edges", "spectrum")
 RINGS = 8  # of spatial frequency, up to half a cycle a pixel
@@ -18,12 +18,18 @@ RINGS = 8  # of spatial frequency, up to half a cycle a pixel
 
 def _image(content: bytes, size: int | None = None) -> Image.Image:
     """In RGB, scaled to size x size unless it is so or size is None."""
-    image = upright(Image.open(io.BytesIO(content))).convert("RGB")
+    image = to_image(io.BytesIO(content))
     return image if size is None or image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def _pixels(content: bytes, size: int | None = None) -> np.ndarray:
     return np.asarray(_image(content, size), dtype=np.float64) / 255
+
+
+def _how(content: bytes) -> tuple[str, dict | None, tuple[int, int]]:
+    """How a picture is stored: its format, a JPEG's quantisation, its size."""
+    with opened(io.BytesIO(content)) as image:
+        return image.format, getattr(image, "quantization", None), image.size
 
 
 def _encoded(image: Image.Image, format: str, **options) -> bytes:
@@ -43,8 +49,8 @@ def _ring_power(power: np.ndarray, rings: np.ndarray) -> np.ndarray:
 
 def cues(content: bytes) -> dict[str, np.ndarray]:
     """Low-level cues of one picture file: container format, size in pixels, bytes a pixel (log), colour moments, edge
-    strength, power spectrum in rings of frequency (log)."""
-    format, pixels = Image.open(io.BytesIO(content)).format, _pixels(content)
+    strength, power spectrum in rings of frequency (log). ValueError for contents that cannot be read."""
+    format, pixels = _how(content)[0], _pixels(content)
     grey = pixels.mean(2)
     power = np.abs(np.fft.rfft2(grey - grey.mean())) ** 2
     dy, dx = np.abs(np.diff(grey, axis=0)), np.abs(np.diff(grey, axis=1))
@@ -63,11 +69,22 @@ def ranker():
     return make_pipeline(StandardScaler(with_mean=False), LogisticRegression(fit_intercept=False, max_iter=2000))
 
 
+def _all_cues(contents: list[bytes], side: str) -> list[dict[str, np.ndarray]]:
+    rows = []
+    for i, content in enumerate(contents):
+        try:
+            rows.append(cues(content))
+        except ValueError as error:
+            raise ValueError(f"the {side} picture of pair {i}: {error}") from error
+    return rows
+
+
 def predict_better(worse: list[bytes], better: list[bytes], groups=None, folds: int = 5, seed: int = 0) -> dict[str, np.ndarray]:
     """For each cue, and for "all" together, (n,) 1.0 where a logistic regression on the difference of the pair's cues,
     trained on the other folds, names the better picture, 0.5 where it sees no difference. Chance is 0.5; the order inside
-    each pair is random. groups (n ids, e.g. prompts): those of one group are in one fold."""
-    a, b = [cues(c) for c in worse], [cues(c) for c in better]
+    each pair is random. groups (n ids, e.g. prompts): those of one group are in one fold.
+    ValueError names a picture that cannot be read."""
+    a, b = _all_cues(worse, "worse"), _all_cues(better, "better")
     sign = np.random.default_rng(seed).choice([-1, 1], len(a))
     columns = {cue: np.stack([y[cue] - x[cue] for x, y in zip(a, b)]) * sign[:, None] for cue in CUES}
     split = list(GroupKFold(folds).split(sign, groups=np.arange(len(a)) if groups is None else groups))
@@ -107,9 +124,10 @@ CONTROLS = {"colour": _same_colour, "spectrum": _same_spectrum}
 def same_encoding(content: bytes, size: int | None = None) -> bytes:
     """A picture as a JPEG of quality 75, as the official I1 and I2 are, and of size x size (None: its own). What is one
     already stays as it is: a second compression would leave a trace of itself."""
-    image, again = Image.open(io.BytesIO(content)), _encoded(_image(content, size), "JPEG", quality=75)
-    is_one = image.format == "JPEG" and image.quantization == Image.open(io.BytesIO(again)).quantization
-    return content if is_one and (size is None or image.size == (size, size)) else again
+    format, quantization, own = _how(content)
+    again = _encoded(_image(content, size), "JPEG", quality=75)
+    is_one = format == "JPEG" and quantization == _how(again)[1]
+    return content if is_one and (size is None or own == (size, size)) else again
 
 
 def alike(first: bytes, second: bytes, size: int | None = None, controls=()) -> tuple[bytes, bytes]:

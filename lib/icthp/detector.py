@@ -79,13 +79,18 @@ class Detector(nn.Module):
 
 def eyes(source: str, clip=None, device="cpu") -> Detector | Judge:
     """What looks at drawn pictures: the microworld's detector in a folder that `save` wrote, otherwise GenEval's, a Mask2Former of that
-    folder or Hub name whose colours the scorer `clip` reads."""
+    folder or Hub name whose colours the scorer `clip` reads. FileNotFoundError where there is neither."""
     config = Path(source) / "config.json"
     if not Path(source).is_dir() and len(Path(source).parts) != 2:
         raise FileNotFoundError(f"{source} is no folder with a detector (`dvc pull` for data/), nor a name on the Hub")
     if config.exists() and "width" in json.loads(config.read_text(encoding="utf-8")):
         return Detector.load(source)
-    return Judge(Mask2Former(source, device), ClipColours(clip))
+    try:
+        return Judge(Mask2Former(source, device), ClipColours(clip))
+    except OSError as error:  # so transformers says that there is no such folder or model
+        raise FileNotFoundError(
+            f"{source} is no folder with a detector (`dvc pull` for data/), nor a model that can be loaded: {error}"
+        ) from error
 
 
 def detection(label: str, colour: str, x: float, y: float, score: float) -> Detection:

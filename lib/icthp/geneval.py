@@ -2,6 +2,8 @@
 objects, Mask2Former and CLIP where GenEval has them, and its files. Rules as in its own evaluation, at its default settings."""
 
 import json
+import warnings
+from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
@@ -13,7 +15,8 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
 
-from icthp.pictures import upright
+from icthp.files import atomic, save_text
+from icthp.pictures import SUFFIXES, shown, to_image
 from icthp.tables import read_jsonl
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -93,7 +96,7 @@ class Mask2Former:
     """The detector of GenEval from transformers: a Hub name or a folder of an instance segmentation model with COCO's classes."""
 
     def __init__(self, source: str = "facebook/mask2former-swin-small-coco-instance", device="cpu"):
-        self.processor = AutoImageProcessor.from_pretrained(source)
+        self.processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
         self.model = Mask2FormerForUniversalSegmentation.from_pretrained(source).eval().to(device)
         self.labels = {i: COCO.get(name, name) for i, name in self.model.config.id2label.items()}
 
@@ -106,6 +109,8 @@ class Mask2Former:
         found = []
         for segment, mask in zip(result["segments_info"], result["segmentation"]):
             mask = mask.cpu().numpy() > 0.5
+            if not mask.any():  # of an object that is smaller than a pixel of the picture
+                continue
             (top, bottom), (left, right) = (edge.nonzero()[0][[0, -1]].tolist() for edge in (mask.any(1), mask.any(0)))
             found.append(Detection(self.labels[segment["label_id"]], segment["score"], (left, top, right + 1, bottom + 1), mask=mask))
         return found
@@ -175,16 +180,24 @@ def read_metadata(file) -> list[dict]:
 
 
 def read_folder(folder) -> pd.DataFrame:
-    """A folder of generated pictures in GenEval's layout, 00000/metadata.jsonl and 00000/samples/0000.png -> a frame with the columns
-    image, prompt and metadata (a dict)."""
-    rows = []
-    for prompt in sorted(p for p in Path(folder).iterdir() if p.is_dir() and p.name.isdigit()):
+    """A folder of generated pictures in GenEval's layout, 00000/metadata.jsonl and 00000/samples/0000.png, or another ending of a picture
+    -> a frame with the columns image, prompt and metadata (a dict); attrs["left_out"]: what of it is no such picture, {what: how many}.
+    ValueError for a prompt without pictures."""
+    prompts = sorted(p for p in Path(folder).iterdir() if p.is_dir() and p.name.isdigit())
+    rows, left_out = [], Counter({"entries beside the prompts' folders": sum(1 for _ in Path(folder).iterdir()) - len(prompts)})
+    for prompt in prompts:
         metadata = read_metadata(prompt / "metadata.jsonl")[0]
-        files = sorted(f for f in (prompt / "samples").glob("*.png") if f.stem.isdigit())
-        rows += [{"image": str(f), "prompt": metadata["prompt"], "metadata": metadata} for f in files]
+        entries = sorted((prompt / "samples").iterdir()) if (prompt / "samples").is_dir() else []
+        samples = [f for f in entries if f.suffix.lower() in SUFFIXES and f.stem.isdigit()]
+        if not samples:
+            raise ValueError(f"{prompt} has no pictures: samples/0000.png and so on; draw them or delete the folder")
+        rows += [{"image": shown(f), "prompt": metadata["prompt"], "metadata": metadata} for f in samples]
+        left_out["files in samples that are no numbered picture"] += len(entries) - len(samples)
     if not rows:
         raise ValueError(f"{folder} holds no pictures in GenEval's layout: 00000/metadata.jsonl and 00000/samples/0000.png")
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    table.attrs["left_out"] = dict(+left_out)
+    return table
 
 
 def write_folder(folder, pictures: list[Image.Image], metadata: list[dict]) -> None:
@@ -194,21 +207,32 @@ def write_folder(folder, pictures: list[Image.Image], metadata: list[dict]) -> N
         key = json.dumps(row)
         place = Path(folder) / f"{places.setdefault(key, len(places)):05d}"
         counts[key] = counts.get(key, -1) + 1
-        (place / "samples").mkdir(parents=True, exist_ok=True)
-        (place / "metadata.jsonl").write_text(key + "\n", encoding="utf-8")
-        picture.save(place / f"samples/{counts[key]:05d}.png")
+        save_text(place / "metadata.jsonl", key + "\n")
+        atomic(place / f"samples/{counts[key]:05d}.png", picture.save)
 
 
 def evaluate_folder(folder, detector, colours: ClipColours) -> pd.DataFrame:
-    """`evaluate` on every picture of a folder in GenEval's layout: the rows of its results.jsonl."""
+    """`evaluate` on every picture of a folder in GenEval's layout: the rows of its results.jsonl. One that cannot be read is neither
+    correct nor not (`correct` is None), and `reason` says why."""
     rows = []
     for image, metadata in read_folder(folder)[["image", "metadata"]].itertuples(index=False):
-        picture = upright(Image.open(image)).convert("RGB")
+        try:
+            picture = to_image(image)
+        except ValueError as error:
+            unseen = {"tag": metadata["tag"], "prompt": metadata["prompt"], "correct": None, "reason": str(error),
+                      "metadata": json.dumps(metadata), "details": "{}"}  # fmt: skip
+            rows.append({"filename": image} | unseen)
+            continue
         rows.append({"filename": image} | evaluate(picture, metadata, detector, colours))
     return pd.DataFrame(rows)
 
 
 def summary(results: pd.DataFrame) -> pd.Series:
-    """The share of correct pictures of each task, and `overall`, the plain mean of the tasks'."""
-    tasks = results.groupby("tag", sort=False).correct.mean()
+    """The share of correct pictures of each task, and `overall`, the plain mean of the tasks'. A picture that could not be read counts in
+    none; a warning names it."""
+    unseen = results[results.correct.isna()]
+    if len(unseen):
+        warnings.warn(f"{len(unseen)} of {len(results)} pictures count in no mean: {'; '.join(unseen.reason.head(5))}", stacklevel=2)
+    seen = results.drop(unseen.index)
+    tasks = seen.correct.astype(bool).groupby(seen.tag, sort=False).mean()
     return pd.concat([tasks, pd.Series({"overall": tasks.mean()})])

@@ -1,12 +1,16 @@
 """Pictures as files and as tensors (b, 3, h, w) in [0, 1], and tables that name them."""
 
 import io
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from icthp import kernels
@@ -14,28 +18,74 @@ from icthp.recipe import fit as fit_square  # noqa: F401
 from icthp.recipe import of_side
 from icthp.tables import read_columns
 
+# Raster formats that Pillow decodes itself. Others start a program (EPS: Ghostscript), need a plugin, or recognise nearly any bytes.
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "QOI")
+SUFFIXES = tuple(sorted(suffix for suffix, format in Image.registered_extensions().items() if format in (*FORMATS, "MPO")))
+MOST = 120_000_000  # pixels of a picture that is read: while they are decoded they need 7 or 8 bytes each, 1 GB at most
+STRIP = 1 << 20  # pixels that are turned to RGB at once
+
 
 def encode(pixels: Tensor, format: str = "PNG", **options) -> list[dict]:
-    """Pixels (b, 3, h, w) in [0, 1], or uint8, as file contents, in the form that datasets.Image() stores; one picture at a time."""
-    rows = []
-    for picture in pixels:
-        levels = picture if picture.dtype == torch.uint8 else picture.clamp(0, 1).mul(255).round().byte()
-        Image.fromarray(levels.permute(1, 2, 0).cpu().numpy()).save(buffer := io.BytesIO(), format, **options)
-        rows.append({"bytes": buffer.getvalue(), "path": None})
-    return rows
+    """Pixels (b, 3, h, w), float in [0, 1] or uint8, as file contents, in the form that datasets.Image() stores."""
+    return [{"bytes": _file(p, format, **options), "path": None} for p in pixels]
 
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for bad files
+def _file(pixels: Tensor, format: str, **options) -> bytes:
+    """The file contents of one picture (3, h, w)."""
+    whole = pixels if pixels.dtype == torch.uint8 else pixels.clamp(0, 1).mul(255).round().byte()
+    Image.fromarray(whole.permute(1, 2, 0).contiguous().cpu().numpy()).save(buffer := io.BytesIO(), format, **options)
+    return buffer.getvalue()
+
+
+# ---- reading ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def opened(picture) -> Iterator[Image.Image]:
+    """A PIL image, a path or an open file as Pillow's image, which is decoded when it is used. ValueError names the picture where it
+    cannot be opened, and whatever goes wrong with it inside the `with`."""
+    try:
+        if isinstance(picture, Image.Image):
+            yield picture
+            return
+        with Image.open(picture if hasattr(picture, "read") else _regular(picture), formats=FORMATS) as image:
+            if image.width * image.height > MOST:
+                raise ValueError(
+                    f"it has {image.width} x {image.height} pixels, and at most {MOST // 10**6} million are read; scale it down"
+                )
+            yield image
+    except Exception as error:  # decoders raise what they like: AVIF RuntimeError, EXIF TypeError and struct.error
+        raise ValueError(f"{shown(picture)} cannot be read: {_why(error)}") from error
+
+
+def _regular(path) -> Path:
+    """The path, unless it is no file or one that never ends: a pipe, a device."""
+    if not Path(path).is_file():
+        hint = "; a name that is not UTF-8 is shown with \\x.., rename such a file" if "\\x" in str(path) else ""
+        raise ValueError(("it is not a regular file" if Path(path).exists() else "there is no such file") + hint)
+    return Path(path)
+
+
+def shown(picture) -> str:
+    """How a message and a table name a picture: a path as printable text, the end of it where it is long."""
+    if isinstance(picture, Image.Image) or hasattr(picture, "read"):
+        return "the picture"
+    text = os.fsencode(picture).decode(errors="backslashreplace")
+    return text if len(text) <= 300 else f"...{text[-300:]}"
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return f"its contents are none of {', '.join(FORMATS)}"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__  # of an OSError without the name again
 
 
 def read(picture) -> Tensor:
-    """A PIL image, a path or an open file -> (3, h, w) uint8, upright; 16-bit greys keep their range, transparency is dropped.
-    Raises ValueError that names a file that cannot be read."""
-    try:
-        array = _array(picture)
-    except _UNREADABLE as error:
-        raise ValueError(f"{picture} cannot be read as a picture: {error}") from error
-    return torch.from_numpy(array).permute(2, 0, 1)
+    """A PIL image, a path or an open file -> (3, h, w) uint8, upright (EXIF), the first frame. Deep greys keep their range: 16 bits, whole
+    numbers from 0 to 65535, floats in [0, 1]; transparency is dropped. ValueError names a picture that cannot be read, has more than MOST
+    pixels or other numbers."""
+    with opened(picture) as image:
+        return torch.from_numpy(_array(upright(image))).permute(2, 0, 1)
 
 
 def to_pixels(picture) -> Tensor:
@@ -43,11 +93,44 @@ def to_pixels(picture) -> Tensor:
     return read(picture).float() / 255
 
 
-def _array(picture) -> np.ndarray:
-    image = upright(picture if isinstance(picture, Image.Image) else Image.open(picture))
+def to_image(picture) -> Image.Image:
+    """The same as a PIL image in RGB."""
+    return Image.fromarray(read(picture).permute(1, 2, 0).numpy())
+
+
+def _array(image: Image.Image) -> np.ndarray:
+    """(h, w, 3) uint8, strip by strip, for a large picture should be in memory once."""
+    (width, height), white = image.size, _white(image)
+    if not width or not height:
+        raise ValueError(f"it has {width} x {height} pixels")
+    out, rows = np.empty((height, width, 3), np.uint8), max(1, STRIP // width)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        out[top : top + rows] = strip.convert("RGB") if white is None else _grey(np.asarray(strip), white)[..., None]
+    return out
+
+
+def _white(image: Image.Image) -> float | None:
+    """The number that is white in a mode of deep greys, None for other modes."""
+    tags = getattr(image, "tag_v2", {}) if image.mode[0] in "IF" else {}
+    if tags.get(262) == 0:  # Pillow turns such pictures round only where they have 8 bits
+        raise ValueError("in this TIFF of deep greys white is 0; save it with black as 0")
     if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+        return 4095 if tags.get(258) == (12,) else 65535
+    if image.mode not in ("I", "F"):
+        return None
+    (low, high), (mode, white) = image.getextrema(), {"I": ("whole numbers", 65535), "F": ("floats", 1)}[image.mode]
+    if not 0 <= low <= high <= white:
+        raise ValueError(f"its {mode} go from {low:.6g} to {high:.6g}, and only 0 to {white} has a meaning; scale it")
+    if image.mode == "I" and image.format != "PPM" and 0 < high < 256:
+        raise ValueError(f"its 32-bit numbers go up to {high}, so that white may be 255 or 65535; save it with 8 or 16 bits")
+    return white
+
+
+def _grey(values: np.ndarray, white: float) -> np.ndarray:
+    if np.isnan(values).any():
+        raise ValueError("a float in it is not a number")
+    return (values * (255 / white)).round().astype(np.uint8)
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -58,31 +141,46 @@ def upright(image: Image.Image) -> Image.Image:
 def problem(contents: bytes | None) -> str:
     """Why the contents of a picture file cannot be read, "" if they can."""
     try:
-        _array(io.BytesIO(contents or b""))
-    except _UNREADABLE as error:
-        return f"cannot be read: {str(error).partition(' <_io')[0]}"
+        read(io.BytesIO(contents or b""))
+    except ValueError as error:
+        return str(error).removeprefix("the picture ")
     return ""
 
 
 def stack(pictures, size=None) -> Tensor:
     """Pictures or paths -> (n, 3, h, w) in [0, 1]; each through `fit_square`, as bytes, when a side or a Recipe is given."""
-    tensors = [read(p) for p in pictures]
     fit = lambda t: t.float() / 255 if size is None else kernels.preprocess(t[None], of_side(size).shape_only)[0]
-    return torch.stack([fit(t) for t in tensors])
-
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+    return torch.stack([fit(read(p)) for p in pictures])
 
 
 def read_table(source) -> pd.DataFrame:
     """A folder of pictures, or a table with a column `image` (paths relative to the table) and perhaps `prompt` -> a frame
-    with columns image (full path) and prompt (None where there is none)."""
+    with columns image (full path) and prompt (None where there is none). What of a folder is not among its rows is counted in
+    attrs["left_out"], {what: how many}."""
     source = Path(source)
     if source.is_dir():
-        files = sorted(str(p) for p in source.iterdir() if p.suffix.lower() in SUFFIXES)
-        return pd.DataFrame({"image": files, "prompt": pd.Series([None] * len(files), dtype=object)})
+        return _read_folder(source)
     table = read_columns(source, ["image"], optional=["prompt"])
     return table if "prompt" in table else table.assign(prompt=pd.Series([None] * len(table), dtype=object))
+
+
+def _read_folder(folder: Path) -> pd.DataFrame:
+    entries = sorted(folder.iterdir())
+    files = [shown(p) for p in entries if not left_out(p)]
+    table = pd.DataFrame({"image": files, "prompt": pd.Series([None] * len(files), dtype=object)})
+    table.attrs["left_out"] = dict(Counter(reason for p in entries if (reason := left_out(p))))
+    return table
+
+
+def left_out(path: Path) -> str:
+    """Why an entry of a folder is not read as a picture, "" if it is."""
+    if path.is_dir():
+        return "sub-folders"
+    if path.name.startswith("."):
+        return "hidden files"
+    return (
+        "" if path.suffix.lower() in SUFFIXES else f"files that end in {shown(path.suffix)}" if path.suffix else "files without an ending"
+    )
 
 
 def read_levels(source, levels: list[str]) -> pd.DataFrame:
@@ -91,8 +189,8 @@ def read_levels(source, levels: list[str]) -> pd.DataFrame:
 
 
 def jpeg_bytes(pixels: Tensor, quality: int = 95) -> Tensor:
-    """(b, 3, h, w) in [0, 1] -> (b,) float32 bytes of the JPEG file, 4:2:0, as DDPO's incompressibility reward."""
-    return torch.tensor([len(file["bytes"]) for file in encode(pixels.detach(), "JPEG", quality=quality)], dtype=torch.float32)
+    """(b, 3, h, w), float in [0, 1] or uint8 -> (b,) float32 bytes of the JPEG file, 4:2:0, as DDPO's incompressibility reward."""
+    return torch.tensor([len(_file(p, "JPEG", quality=quality)) for p in pixels.detach()], dtype=torch.float32)
 
 
 def statistics(pixels: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,66 @@
+"""A data set of the Hub, or a local folder of one, as picture files of our own: no row may name a file that is not the data set's."""
+
+import tempfile
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import pandas as pd
+
+from icthp import files, pictures
+
+
+def read_dataset(name: str, split: str, out: Path) -> pd.DataFrame:
+    """image (a file in `out`/pictures) and prompt (None where there is none) of each row; where rows have no picture that may be read,
+    the column `refused` says why. ValueError for a data set without a column of pictures.
+
+    Of a local data set nothing is kept in the home folder; one of the Hub is downloaded to where the Hub's libraries keep it."""
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, ignore_cleanup_errors=True) as work:
+        rows = datasets.load_dataset(name, split=split, cache_dir=work if Path(name).exists() else None)
+        if "image" not in rows.column_names:
+            raise ValueError(f"the dataset {name} has no column `image`; it has {', '.join(rows.column_names)}")
+        try:
+            rows = rows.cast_column("image", datasets.Image(decode=False))
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise ValueError(f"the column `image` of the dataset {name} holds no pictures: {error}") from error
+        roots = _roots(name, work)
+        given = [_put(row["image"], out / f"pictures/{i:06d}", roots) for i, row in enumerate(rows)]
+        prompts = rows["prompt"][:] if "prompt" in rows.column_names else [None] * len(rows)
+    table = pd.DataFrame(given, columns=["image", "refused"]).astype(object).assign(prompt=pd.Series(prompts, dtype=object))
+    return table[["image", "prompt", "refused"] if table.refused.notna().any() else ["image", "prompt"]]
+
+
+def _roots(name: str, work: str) -> list[Path]:
+    """The folders in which a data set's own pictures lie, the first for relative names."""
+    own = Path(name).resolve()
+    if own.exists():
+        return [own.parents[1] if own.parent.name == "snapshots" else own, Path(work).resolve()]  # the Hub's snapshots link to blobs
+    cache = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}"
+    return [cache.resolve(), (Path(datasets.config.HF_DATASETS_CACHE) / "downloads/extracted").resolve()]
+
+
+def _put(picture: dict | None, place: Path, roots: list[Path]) -> tuple[str, str | None]:
+    """Copy a row's picture -> (its file, None), or (the name of no file, why there is none)."""
+    try:
+        contents = _contents(picture, roots)
+    except (OSError, ValueError) as error:
+        return f"{place}-none", str(error)
+    file = place.with_name(f"{place.name}-{files.digest(contents)[:8]}")
+    if not file.exists():
+        files.atomic(file, lambda partial: partial.write_bytes(contents))
+    return str(file), None
+
+
+def _contents(picture: dict | None, roots: list[Path]) -> bytes:
+    """A foreign table may name any file of this machine: only those inside the data set are read, links followed."""
+    if not picture or not (picture["bytes"] or picture["path"]):
+        raise ValueError("the row has no picture")
+    if picture["bytes"]:
+        return picture["bytes"]
+    path = (roots[0] / picture["path"]).resolve()
+    if not any(path.is_relative_to(root) for root in roots):
+        raise ValueError(f"{pictures.shown(picture['path'])} lies outside the data set; put the file or its bytes into it")
+    if not path.is_file():
+        raise ValueError(f"{pictures.shown(picture['path'])} is no file of the data set")
+    return path.read_bytes()
