@@ -315,3 +315,21 @@ def test_large_pictures_are_scored_in_bounded_memory(tmp_path, clip_folder):
     peak, *rows = done.stdout.split("\n")[:7]
     assert rows[:5] == ["scored"] * 5 and "9.png cannot be read: it has 13000 x 13000 pixels, and at most 120 million" in rows[5]
     assert int(peak) < 0.5e9, f"{int(peak) / 1e9:.2f} GB above the loaded scorers"
+
+
+def test_jpeg_sizes_compare_at_one_size(tmp_path):
+    """The same picture at 64 and at 128 pixels: its own files differ by their pixels, at one side they hardly do."""
+    from icthp import scores
+
+    small = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    sized = {side: torch.nn.functional.interpolate(small, (side, side), mode="bicubic").clamp(0, 1) for side in (64, 128)}
+    for side, pixels in sized.items():
+        (tmp_path / f"{side}.png").write_bytes(pictures.encode(pixels)[0]["bytes"])
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    assert pictures.common_side(sorted(tmp_path.iterdir())) == 64
+    own, same = ({side: scores.load("jpeg", source).score(pixels).item() for side, pixels in sized.items()} for source in ("", "64"))
+    assert own[128] > 1.5 * own[64] and same[128] == pytest.approx(same[64], rel=0.1) and same[64] == own[64]
+    with pytest.raises(ValueError, match="can be opened"):
+        pictures.common_side([tmp_path / "broken.png"])
+    with pytest.raises(ValueError, match="side in pixels"):
+        scores.load("jpeg", "big")

@@ -116,7 +116,7 @@ def _no_nan(scores: Tensor, scorer, prompts) -> Tensor:
     wrong = scores.isnan().view(len(scores), -1).any(1)
     if wrong.any():
         row = int(wrong.nonzero()[0])
-        name = getattr(scorer, "name", type(scorer).__name__)
+        name = getattr(scorer, "name", "") or type(scorer).__name__
         raise ValueError(f"{name} scores NaN in {int(wrong.sum())} of {len(scores)} rows, first in row {row}: {prompts[row]!r}")
     return scores
 

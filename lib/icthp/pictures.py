@@ -4,7 +4,7 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +186,18 @@ def left_out(path: Path) -> str:
 def read_levels(source, levels: list[str]) -> pd.DataFrame:
     """A table with a column `prompt` and one column of files for each level, plainest first -> the same with full paths."""
     return read_columns(Path(source), levels, ["prompt"])
+
+
+def common_side(paths) -> int:
+    """The shortest side of all the pictures at these paths that can be opened, to which none needs to be enlarged; only their headers are
+    read. ValueError where none can be opened."""
+    sides = []
+    for path in paths:
+        with suppress(ValueError), opened(path) as image:
+            sides.append(min(image.size))
+    if not sides:
+        raise ValueError("none of these pictures can be opened")
+    return min(sides)
 
 
 def jpeg_bytes(pixels: Tensor, quality: int = 95) -> Tensor:

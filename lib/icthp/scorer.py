@@ -12,6 +12,7 @@ class Scorer(nn.Module):
 
     needs_prompt = True
     unit = "cosine"
+    name = ""  # as `scores.load` knows it
 
     def score(self, pixels: Tensor, prompts: list[str] | None = None) -> Tensor:
         """pixels (b, 3, h, w) float in [0, 1], or uint8, which is faster and has no gradient; b prompts, or None for scorers

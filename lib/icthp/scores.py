@@ -229,12 +229,20 @@ class CombinedScorer(Scorer):
 
 
 class JpegScorer(Scorer):
-    """kB (1,000 bytes) of the JPEG at quality 95; not differentiable."""
+    """kB (1,000 bytes) of the JPEG at quality 95; not differentiable. side: every picture is first cut and scaled to a square of so many
+    pixels, as CLIP does it; without one the number compares only pictures of one size."""
 
     needs_prompt = False
-    unit = "kB at quality 95"
+
+    def __init__(self, side: int | None = None):
+        super().__init__()
+        self.side, self.unit = side, "kB at quality 95" + (f", at {side} x {side} pixels" if side else "")
+
+    def extra_repr(self) -> str:
+        return f"side={self.side}"
 
     def forward(self, pixels: Tensor, prompts=None) -> Tensor:
+        pixels = pixels if self.side is None else pictures.fit_square(pixels, self.side)
         return pictures.jpeg_bytes(pixels).to(pixels.device) / 1000
 
 
@@ -303,7 +311,7 @@ def load(name: str, source: str | None = None, *, device=None, dtype=None) -> Sc
     """A scorer by name, frozen, in eval mode: clip, ict, hp, icthp, pickscore, hpsv2, imagereward, aesthetic, jpeg.
 
     source: see weights.read_clip for clip, ict, pickscore, hpsv2; a folder or "hf-hub:8y/HP" for hp; "ICT,HP" or their parent
-    for icthp; imagereward.load's folder; "CLIP,head.pth" for aesthetic. None: the micro scale's folders. Raises ValueError
+    for icthp; imagereward.load's folder; "CLIP,head.pth" for aesthetic; "512" for jpeg at 512 x 512 pixels. None: the micro scale's folders. Raises ValueError
     for an unknown name or weights that do not fit, FileNotFoundError where a folder is missing."""
     if name not in SOURCES:
         raise ValueError(f"no scorer is called {name!r}; there are {', '.join(SOURCES)}")
@@ -315,7 +323,9 @@ def load(name: str, source: str | None = None, *, device=None, dtype=None) -> Sc
         if made != "head" and "hf-hub:" not in folder and ("local-dir:" in folder or made in OWN) and not _holds_weights(made, folder):
             remedy = MADE_BY.get(made, "name the publisher's folder")
             raise FileNotFoundError(f"{folder} has no weights: {remedy}, looked for {_looked_for(made)}")
-    return _build(name, [folder for _, folder in parts]).requires_grad_(False).eval().to(device=device, dtype=dtype)
+    scorer = _build(name, [folder for _, folder in parts]).requires_grad_(False).eval().to(device=device, dtype=dtype)
+    scorer.name = name
+    return scorer
 
 
 OWN = {"hp": ("hp.safetensors", "hp_scorer/mlp_pytorch_model.bin"), "imagereward": ("ImageReward.pt",)}
@@ -345,7 +355,9 @@ def _parts(name: str, source: str) -> list[tuple[str, str]]:
 
 def _build(name: str, sources: list[str]) -> Scorer:
     if name == "jpeg":
-        return JpegScorer()
+        if sources[0] and not sources[0].isdecimal():
+            raise ValueError(f'the source of jpeg is a side in pixels, as "512", or "" for pictures as they are, not {sources[0]!r}')
+        return JpegScorer(int(sources[0]) if sources[0] else None)
     if name == "hp":
         return load_hp(*sources).fold()
     if name == "icthp":
