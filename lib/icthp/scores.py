@@ -311,8 +311,8 @@ def load(name: str, source: str | None = None, *, device=None, dtype=None) -> Sc
     """A scorer by name, frozen, in eval mode: clip, ict, hp, icthp, pickscore, hpsv2, imagereward, aesthetic, jpeg.
 
     source: see weights.read_clip for clip, ict, pickscore, hpsv2; a folder or "hf-hub:8y/HP" for hp; "ICT,HP" or their parent
-    for icthp; imagereward.load's folder; "CLIP,head.pth" for aesthetic; "512" for jpeg at 512 x 512 pixels. None: the micro scale's folders. Raises ValueError
-    for an unknown name or weights that do not fit, FileNotFoundError where a folder is missing."""
+    for icthp; imagereward.load's folder; "CLIP,head.pth" for aesthetic; "512" for jpeg at 512 x 512 pixels. None: the micro
+    scale's folders. Raises ValueError for an unknown name or weights that do not fit, FileNotFoundError where a folder is missing."""
     if name not in SOURCES:
         raise ValueError(f"no scorer is called {name!r}; there are {', '.join(SOURCES)}")
     source = SOURCES[name] if source is None else source
