@@ -25,7 +25,7 @@ def preprocess(pixels: Tensor, size, mean=None, std=None) -> Tensor:
     if pixels.dtype == torch.uint8 and not pixels.is_cuda and recipe.clipped and _area(steps) <= LARGEST * recipe.size[0] * recipe.size[1]:
         pixels = fit(pixels, recipe).float() / 255
     elif steps.nothing:
-        pixels = pixels if pixels.is_floating_point() else pixels.float() / 255
+        pixels = pad(pixels if pixels.is_floating_point() else pixels.float() / 255, recipe, recipe.fill)
     else:
         pixels = pad(_Fit.apply(_needed(pixels, steps, recipe.filter), steps, recipe.filter, recipe.clipped), recipe, recipe.fill)
     return pixels if mean is None else normalise(pixels, mean, std)
