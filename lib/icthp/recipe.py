@@ -235,7 +235,8 @@ def fit(pixels: Tensor, size) -> Tensor:
         axis, shape = steps.axes[dim], list(pixels.shape[-2:])
         if shape[dim] != axis.whole:
             shape[dim] = axis.whole
-            pixels = pixels if whole else pixels.contiguous()  # torch errs on channels-last floats that are one pixel wide
+            if not whole:  # torch errs on channels-last floats that are one pixel wide
+                pixels = pixels.clone(memory_format=torch.contiguous_format)
             pixels = F.interpolate(pixels, shape, mode=recipe.filter, antialias=True)
         pixels = pixels if whole or steps.nothing or not recipe.clipped else pixels.clamp(0, 1)
         pixels = pixels.narrow(dim - 2, axis.start, axis.stop - axis.start)
