@@ -1,7 +1,11 @@
+import itertools
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from icthp import kernels, pictures
+from icthp import kernels, pictures, recipe
 from icthp.kernels import resize
 
 SHAPES = [((64, 64), 32), ((37, 91), 24), ((200, 50), 32), ((20, 31), 48), ((31, 20), 20), ((24, 24), 24), ((1, 5), 8), ((512, 300), 33)]
@@ -44,8 +48,6 @@ def test_one_direction_is_torchs_own():
 
 
 def test_bytes_are_resized_as_pillow_does():
-    from PIL import Image
-
     pixels = (noise((150, 90)) * 255).byte()
     mine = kernels.preprocess(pixels, 40) * 255
     for picture, row in zip(pixels, mine):
@@ -78,3 +80,51 @@ def test_autocast_does_not_reach_it():
     with torch.autocast("cpu", torch.bfloat16):
         inside = value_and_gradient(lambda x: kernels.preprocess(x, 32), pixels, weight)
     assert all(torch.equal(a, b) for a, b in zip(exact, inside))
+
+
+@pytest.mark.parametrize("filter", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(("n", "out"), [(1024, 224), (768, 224), (64, 64), (37, 91), (200, 32), (5, 40), (91, 59), (7, 1), (1, 9)])
+def test_the_taps_are_torchs_own(filter, n, out):
+    """What torch makes of the identity; only the rows that are kept, only the columns that they need."""
+    whole = torch.nn.functional.interpolate(torch.eye(n)[None, None], (out, n), mode=filter, antialias=True)[0, 0]
+    for start, stop in ((0, out), (out // 3, out - out // 3)):
+        first, matrix = resize.rows(recipe.Axis(n, out, start, stop), filter, torch.float32)
+        assert (matrix - whole[start:stop, first : first + matrix.shape[1]]).abs().max() <= 2e-7
+        assert whole[start:stop].abs().sum() == pytest.approx(matrix.abs().sum().item(), rel=1e-5)
+    first, matrix = resize.rows(recipe.Axis(100_000, 22_400_000, 11_200_000, 11_200_224), filter, torch.float32)
+    assert matrix.shape[1] < 16 and (matrix.sum(1) - 1).abs().max() < 1e-4 and first > 49_000
+
+
+RECIPES = [
+    recipe.Recipe((24, 40), "squash", "bilinear"),
+    recipe.Recipe((24, 40), "longest", fill=0.3),
+    recipe.Recipe((40, 24), "longest", "bilinear", 1.0, clipped=False),
+    recipe.Recipe((24, 24), resize=(30, 30)),
+    recipe.Recipe((32, 32), "none", like="transformers"),
+    recipe.Recipe((30, 20), "shortest"),
+]
+
+
+@pytest.mark.parametrize("own", RECIPES, ids=str)
+@pytest.mark.parametrize("shape", [(64, 64), (37, 91), (200, 50), (20, 31), (9, 7)])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.float64, 1e-12), (torch.bfloat16, 2e-2)])
+def test_every_recipe_equals_its_slow_twin(own, shape, dtype, bound):
+    wide = torch.float32 if dtype == torch.bfloat16 else dtype
+    pixels, weight = noise(shape, wide), torch.randn(2, 3, *own.size, generator=torch.Generator().manual_seed(0), dtype=wide)
+    exact = value_and_gradient(lambda x: recipe.fit(x, own), pixels, weight)
+    fast = value_and_gradient(lambda x: kernels.preprocess(x, own).to(wide), pixels.to(dtype), weight)
+    assert fast[0].shape[-2:] == own.size
+    assert (fast[0] - exact[0]).abs().max() <= bound
+    if dtype != torch.bfloat16:  # where rounding moves values over the cut, gradients jump
+        assert (fast[1] - exact[1]).abs().max() <= bound * max(1, exact[1].abs().max())
+
+
+@pytest.mark.parametrize("filter", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])
+def test_the_order_of_directions_is_pillows(filter):
+    """The plan's order gives Pillow's own bytes, in two steps of one direction each."""
+    random, sides = np.random.default_rng(0), (40, 60, 90, 130, 200)
+    for h, w, high, wide in itertools.product(sides, sides, (30, 50, 120), (30, 50, 120)):
+        image = Image.fromarray(random.integers(0, 256, (h, w, 3), dtype=np.uint8))
+        first = recipe.plan(recipe.Recipe((high, wide), "squash"), h, w).order[0]
+        steps = image.resize((w, high) if first == 0 else (wide, h), filter).resize((wide, high), filter)
+        assert np.array_equal(np.asarray(steps), np.asarray(image.resize((wide, high), filter))), (h, w, high, wide)

@@ -9,14 +9,15 @@ from torch import Tensor
 
 MODES = ("shortest", "longest", "squash", "none")
 FILTERS = ("bicubic", "bilinear")
-DEFAULTS = {"fill_color": 0, "resize": None, "centre": "even", "clipped": True}  # what open_clip's own files do not keep
+DEFAULTS = {"fill_color": 0, "resize": None, "like": "open_clip", "clipped": True}  # what open_clip's own files do not keep
 
 
 class Recipe(NamedTuple):
     """size: (height, width) that the tower reads. The picture is first resized with `filter`, antialiased: its shorter or its longer side
     to that of `resize` (None: of `size`), both ("squash"), or not at all ("none"); then its centre is cut out, or it is centred on
-    `fill` in [0, 1]; then (x - mean) / std, three each. An odd margin is halved to the even number ("even"), or down. `clipped`: values
-    are cut to [0, 1] after each direction, as of bytes."""
+    `fill` in [0, 1]; then (x - mean) / std, three each. `like` "open_clip": an odd margin is halved to the even number, and the
+    directions are resized in Pillow's order; "transformers": halved down, the width first. `clipped`: values are cut to [0, 1] after each
+    direction, as of bytes."""
 
     size: tuple[int, int]
     mode: str = "shortest"
@@ -25,7 +26,7 @@ class Recipe(NamedTuple):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     resize: tuple[int, int] | None = None
-    centre: str = "even"
+    like: str = "open_clip"
     clipped: bool = True
 
     @property
@@ -59,8 +60,8 @@ def of_open_clip(said: dict, source) -> Recipe:
     mean = _three(of("mean", open_clip.OPENAI_DATASET_MEAN), "mean", source)
     std = _positive(_three(of("std", open_clip.OPENAI_DATASET_STD), "std", source), "std", source)
     resize = _pair(said, "resize", source) if of("resize") else None
-    centre = _one_of(of("centre", "even"), ("even", "down"), "centre", source)
-    return Recipe(size, mode, filter, _fill(of("fill_color", 0), source), mean, std, resize, centre, of("clipped", True))
+    like = _one_of(of("like", "open_clip"), ("open_clip", "transformers"), "like", source)
+    return Recipe(size, mode, filter, _fill(of("fill_color", 0), source), mean, std, resize, like, bool(of("clipped", True)))
 
 
 def to_open_clip(recipe: Recipe) -> dict:
@@ -68,7 +69,7 @@ def to_open_clip(recipe: Recipe) -> dict:
     fill = recipe.fill * 255
     return {"size": recipe.size, "mode": "RGB", "mean": recipe.mean, "std": recipe.std, "interpolation": recipe.filter,
             "resize_mode": recipe.mode, "fill_color": round(fill) if fill == round(fill) else fill, "resize": recipe.resize,
-            "centre": recipe.centre, "clipped": recipe.clipped}  # fmt: skip
+            "like": recipe.like, "clipped": recipe.clipped}  # fmt: skip
 
 
 def of_tower(visual: torch.nn.Module, source="this model") -> Recipe:
@@ -106,7 +107,7 @@ def of_transformers(said: dict, side: int, source) -> Recipe:
         raise ValueError(f"{source}: `resample` is {said['resample']!r}, neither 3 (bicubic) nor 2 (bilinear)")
     mean, std = _normalisation(said, source)
     resize = None if resize == size else resize
-    return Recipe(size, mode, filters[said.get("resample", 3)] if resizes else "bicubic", 0.0, mean, std, resize, "down")
+    return Recipe(size, mode, filters[said.get("resample", 3)] if resizes else "bicubic", 0.0, mean, std, resize, "transformers")
 
 
 def _resized(size, source) -> tuple[str, tuple[int, int]]:
@@ -187,15 +188,17 @@ class Plan(NamedTuple):
 
     @property
     def nothing(self) -> bool:
+        """Is no pixel resized or cut?"""
         return all(a.source == a.whole == a.stop - a.start for a in self.axes)
 
 
 def plan(recipe: Recipe, h: int, w: int) -> Plan:
-    """How a picture of h x w becomes one of recipe.size; the width is resized first unless the height
-    shrinks by more than twice as many pixels, as in Pillow 13 (found by trying, and tested)."""
+    """How a picture of h x w becomes one of recipe.size. Pillow 13 resizes the width first, unless the height shrinks by more than twice as
+    many pixels as the width does (found by trying; a test holds it to that)."""
     whole = _whole(recipe, h, w)
-    axes = tuple(_axis(n, m, size, recipe.centre) for n, m, size in zip((h, w), whole, recipe.size))
-    return Plan(axes, (0, 1) if h - whole[0] > 2 * max(0, w - whole[1]) else (1, 0))
+    axes = tuple(_axis(n, m, size, recipe.like) for n, m, size in zip((h, w), whole, recipe.size))
+    tall = recipe.like == "open_clip" and h - whole[0] > 2 * max(0, w - whole[1])
+    return Plan(axes, (0, 1) if tall else (1, 0))
 
 
 def _whole(recipe: Recipe, h: int, w: int) -> tuple[int, int]:
@@ -209,10 +212,10 @@ def _whole(recipe: Recipe, h: int, w: int) -> tuple[int, int]:
     return tuple(max(1, round(n / ratio)) for n in (h, w))
 
 
-def _axis(source: int, whole: int, size: int, centre: str) -> Axis:
+def _axis(source: int, whole: int, size: int, like: str) -> Axis:
     if whole < size:
         return Axis(source, whole, 0, whole)
-    start = (whole - size) // 2 if centre == "down" else round((whole - size) / 2)
+    start = (whole - size) // 2 if like == "transformers" else round((whole - size) / 2)
     return Axis(source, whole, start, start + size)
 
 
@@ -224,8 +227,6 @@ def fit(pixels: Tensor, size) -> Tensor:
     one pass by up to 20 grey levels. uint8 is rounded between, as there. kernels.preprocess is the fast twin."""
     recipe = of_side(size)
     steps = plan(recipe, *pixels.shape[-2:])
-    if steps.nothing:
-        return pixels
     pixels = pixels if recipe.clipped or pixels.dtype != torch.uint8 else pixels.float() / 255
     whole = pixels.dtype == torch.uint8
     if whole and steps.order == (1, 0):  # of bytes torch does the width first
@@ -234,8 +235,10 @@ def fit(pixels: Tensor, size) -> Tensor:
         axis, shape = steps.axes[dim], list(pixels.shape[-2:])
         if shape[dim] != axis.whole:
             shape[dim] = axis.whole
+            if not whole:  # torch errs on channels-last floats that are one pixel wide
+                pixels = pixels.clone(memory_format=torch.contiguous_format)
             pixels = F.interpolate(pixels, shape, mode=recipe.filter, antialias=True)
-        pixels = pixels if whole or not recipe.clipped else pixels.clamp(0, 1)
+        pixels = pixels if whole or steps.nothing or not recipe.clipped else pixels.clamp(0, 1)
         pixels = pixels.narrow(dim - 2, axis.start, axis.stop - axis.start)
     return pad(pixels, recipe, round(recipe.fill * 255) if whole else recipe.fill)
 

@@ -25,7 +25,7 @@ def preprocess(pixels: Tensor, size, mean=None, std=None) -> Tensor:
     if pixels.dtype == torch.uint8 and not pixels.is_cuda and recipe.clipped and _area(steps) <= LARGEST * recipe.size[0] * recipe.size[1]:
         pixels = fit(pixels, recipe).float() / 255
     elif steps.nothing:
-        pixels = pixels if pixels.is_floating_point() else pixels.float() / 255
+        pixels = pad(pixels if pixels.is_floating_point() else pixels.float() / 255, recipe, recipe.fill)
     else:
         pixels = pad(_Fit.apply(_needed(pixels, steps, recipe.filter), steps, recipe.filter, recipe.clipped), recipe, recipe.fill)
     return pixels if mean is None else normalise(pixels, mean, std)
@@ -38,6 +38,10 @@ def normalise(pixels: Tensor, mean, std) -> Tensor:
     return torch.addcmul(shift, pixels, scale)
 
 
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def _area(steps) -> int:
     return steps.axes[0].whole * steps.axes[1].whole
 
@@ -45,7 +49,7 @@ def _area(steps) -> int:
 def _needed(pixels: Tensor, steps, filter: str) -> Tensor:
     """The part of the pictures that the kept pixels are made of."""
     for dim, axis in enumerate(steps.axes):
-        first, matrix = rows(axis, filter, torch.float32)
+        first, matrix = rows(axis, filter, _wide(pixels.dtype))
         if matrix.shape[1] < axis.source:  # a cut that takes all costs a copy in the backward pass
             pixels = pixels.narrow(dim - 2, first, matrix.shape[1])
     return pixels
@@ -84,7 +88,7 @@ def _filter(x: Tensor, filter: str, rounded) -> Tensor:
 @functools.lru_cache(maxsize=64)
 def bands(axis: Axis, filter: str, transposed: bool, dtype: torch.dtype, device: torch.device) -> list:
     """The matrix of `rows`, or its transposed, as blocks: [(rows of the block, the columns that it needs, the block)]."""
-    matrix = rows(axis, filter, dtype if dtype in (torch.float32, torch.float64) else torch.float32)[1]
+    matrix = rows(axis, filter, _wide(dtype))[1]
     matrix, width = (matrix.mT, max(1, BAND * axis.source // axis.whole)) if transposed else (matrix, BAND)
     blocks, width = [], width if device.type == "cpu" else len(matrix)
     for i in range(0, len(matrix), width):
