@@ -1,5 +1,5 @@
 """Refined prompts: everything the easy prompt fixes is kept, the rest is said. A refiner is a function from prompts to
-an iterator of answers in the same order; `stored` keeps each answer as it comes, `problem` judges it."""
+an iterator of answers in the same order, "" where it has none; `stored` keeps each answer as it comes, `problem` judges it."""
 
 import hashlib
 import json
@@ -7,13 +7,14 @@ import os
 import random
 import re
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
-from icthp import microworld
+from icthp import chat, microworld
 
 INSTRUCTION = (
     "You prepare prompts for an image generator. Reason first, briefly, in this order. Subject: which objects, attributes, counts and "
@@ -29,13 +30,24 @@ def microworld_grammar(prompts: list[str], seed: int = 0) -> Iterator[str]:
 
 
 def transformers_model(prompts: list[str], model: str, seed: int = 0, max_new_tokens: int = 512) -> Iterator[str]:
-    """A chat model on this machine, through transformers' text-generation pipeline; every prompt with the same seed."""
+    """A chat model on this machine, through transformers' text-generation pipeline; every prompt with the same seed. A prompt that it
+    fails on gets "", and a warning at the end names it."""
     from transformers import pipeline, set_seed
 
-    chat = pipeline("text-generation", model=model)
+    chatting, failed = pipeline("text-generation", model=model), []
     for prompt in prompts:
         set_seed(seed)
-        yield sentence(chat(_messages(prompt), max_new_tokens=max_new_tokens, return_full_text=False)[0]["generated_text"])
+        try:
+            said = chatting(_messages(prompt), max_new_tokens=max_new_tokens, return_full_text=False)[0]["generated_text"]
+        except Exception as error:  # of whatever kind: too long a prompt, a full memory; the next one may fit
+            said = ""
+            failed.append((prompt, error))
+        yield sentence(said)
+    _warn(failed, len(prompts), model)
+
+
+class Refused(str):
+    """The empty answer to a prompt that a content policy refuses, the one empty answer that `stored` keeps."""
 
 
 def endpoint(
@@ -43,74 +55,119 @@ def endpoint(
     key_variable: str = "OPENAI_API_KEY", tries: int = 3
 ) -> Iterator[str]:  # fmt: skip
     """Any OpenAI-compatible endpoint (`url` ends before /chat/completions), `workers` requests at a time; the key is read
-    from the environment. The client waits and repeats on rate limits, timeouts and server errors; an answer without a
-    sentence is asked for again, `tries` times in all, then "" is given, as for a prompt that the content policy refuses. Once
-    more than `tokens` tokens (0: no limit) are spent no further request is sent: RuntimeError, after all answers so far."""
-    from openai import BadRequestError, OpenAI
+    from the environment. A request takes `timeout` seconds at most as a whole; a busy server is waited for (`chat.answer`); an
+    answer without a sentence, whatever it is instead, is asked for again, `tries` times in all. Then "" is given (Refused where the
+    content policy refuses), the others go on, and a warning at the end names the prompts. RuntimeError, after all answers so far: a
+    key, model or account that is refused, a host out of reach, more than `tokens` tokens (0: no limit) spent. ValueError: no url."""
+    place, spent, failed = chat.host(url, key_variable), [], []
 
-    key = os.environ.get(key_variable)
-    if not key:
-        raise RuntimeError(f"no key for {url}: set the environment variable {key_variable}")
-    client = OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=6)
-    spent = []
-
-    def ask(prompt: str) -> str:
+    def attempt(prompt: str) -> str | Exception:
+        question, why = {"model": model, "messages": _messages(prompt)}, ""
         for _ in range(tries):
             if tokens and sum(spent) > tokens:
-                raise RuntimeError(f"{sum(spent)} tokens are spent, the limit is {tokens}; answers are kept: raise it and run again")
+                return chat.Stopped(f"{sum(spent)} tokens are spent, the limit is {tokens}; answers are kept: raise it and run again")
             try:
-                answer = client.chat.completions.create(model=model, messages=_messages(prompt))
-            except BadRequestError as refused:
-                if "content" in str(refused.code):  # its policy
-                    return ""
-                raise
-            spent.append(answer.usage.total_tokens if answer.usage else 0)
-            if refined := sentence(answer.choices[0].message.content or ""):
-                return refined
-        return ""
+                answer, why = chat.answer(place, question, timeout)
+            except (chat.Failed, chat.Stopped) as error:
+                return error
+            if answer is not None:
+                spent.append(chat.tokens(answer, question))
+                if chat.refused(answer):
+                    return Refused()
+                if (refined := sentence(chat.text(answer))) and not _tells(refined, place.key):
+                    return refined
+        return chat.Failed(why or "its answers hold no sentence")
 
     with ThreadPoolExecutor(workers) as pool:
         for i in range(0, len(prompts), workers):  # at most one round is lost by a kill
-            yield from pool.map(ask, prompts[i : i + workers])
+            for prompt, answer in zip(prompts[i : i + workers], pool.map(attempt, prompts[i : i + workers])):
+                failed += [(prompt, answer)] if isinstance(answer, Exception) else []
+                yield "" if isinstance(answer, Exception) else answer
+            if stopped := [why for _, why in failed if isinstance(why, chat.Stopped)]:
+                raise chat.Stopped(str(stopped[0])) from None
+    _warn(failed, len(prompts), place.url)
+
+
+def _tells(refined: str, key: str) -> bool:
+    """Does an answer give the key away? The short ones are words that local servers are content with, such as "EMPTY"."""
+    return len(key) >= 8 and key in refined
+
+
+def _warn(failed: list[tuple[str, Exception]], count: int, who: str) -> None:
+    if failed:
+        named = "; ".join(f"{prompt[:60]!r} ({why})" for prompt, why in failed[:5]) + ("; ..." if len(failed) > 5 else "")
+        warnings.warn(f"{len(failed)} of {count} prompts got no answer from {who}; the next run asks again: {named}", stacklevel=2)
 
 
 def _messages(prompt: str) -> list[dict]:
     return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": prompt}]
 
 
+_TAIL = 20_000  # letters of an answer that are looked at: the sentence stands at its end
+
+
 def sentence(answer: str) -> str:
-    """The prompt in the last JSON object of an answer, "" where there is none: cut short, or no JSON."""
-    for found in reversed(re.findall(r"\{[^{}]*\}", answer)):
+    """The prompt in the last JSON object of an answer that has one as text, "" where there is none: cut short, no JSON, no text, or half
+    a character in it, which no file of text can hold."""
+    answer, at, found = answer[-_TAIL:], 0, ""
+    while (at := answer.find("{", at)) >= 0:
         try:
-            return " ".join(json.loads(found)["prompt"].split())
-        except (json.JSONDecodeError, KeyError, AttributeError):
+            value, at = json.JSONDecoder().raw_decode(answer, at)
+        except (ValueError, RecursionError):  # a number of more than 4,300 digits is a ValueError too
+            at += 1
             continue
-    return ""
+        found = _one_line(value.get("prompt")) or found
+    return found
+
+
+def _one_line(text) -> str:
+    """A text with single spaces for all white space; "" for what is no text or holds a lone surrogate."""
+    if not isinstance(text, str) or re.search("[\ud800-\udfff]", text):
+        return ""
+    return " ".join(text.split())
 
 
 def stored(prompts: list[str], refiner: Callable[[list[str]], Iterable[str]], path, recipe: str) -> list[str]:
     """refiner(prompts), but each different prompt is asked once and never again: answers are appended to the file `path`
-    as they come, under a digest of `recipe` (name the model) and prompt. A line that a kill has cut is asked again."""
+    as they come, under a digest of `recipe` (name the model) and prompt. What is not there whole is asked again: a line that a kill or a
+    full disk has cut, an empty answer that is not Refused. OSError names `path` where the disk fails; ValueError a refiner that gives
+    fewer answers than prompts."""
     path = Path(path)
     digest = lambda prompt: hashlib.sha256(json.dumps([recipe, INSTRUCTION, prompt]).encode()).hexdigest()
     known = dict(_lines(path))
     missing = [p for p in dict.fromkeys(prompts) if digest(p) not in known]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        for prompt, refined in zip(missing, refiner(missing) if missing else ()):
-            known[digest(prompt)] = refined
-            file.write(f"\n{json.dumps({'key': digest(prompt), 'easy': prompt, 'refined': refined})}")  # after a cut line too
-            file.flush()
+    for refined, prompt in zip(refiner(missing) if missing else (), missing):  # the refiner first, so that it comes to its end
+        known[digest(prompt)] = refined if _one_line(refined) else ""
+        if known[digest(prompt)] or isinstance(refined, Refused):
+            row = {"key": digest(prompt), "easy": prompt, "refined": refined} | ({} if refined else {"refused": True})
+            _append(path, f"\n{json.dumps(row)}".encode())  # after a cut line too
+    if lost := [p for p in missing if digest(p) not in known]:
+        raise ValueError(f"the refiner gave {len(missing) - len(lost)} answers to {len(missing)} prompts: {lost[0][:60]!r} has none")
     return [known[digest(p)] for p in prompts]
 
 
+def _append(path: Path, line: bytes) -> None:
+    """One write, so that two processes never mix their lines and nothing but this line can be lost."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        if os.write(file, line) < len(line):
+            raise OSError("no space is left for the whole line")
+    except OSError as error:
+        raise OSError(f"{path} could not take another answer; those before it are kept: {error}") from error
+    finally:
+        os.close(file)
+
+
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
         try:
             row = json.loads(line)
-            yield row["key"], row["refined"]
-        except (json.JSONDecodeError, KeyError, TypeError):
+            key, refined = row["key"], row["refined"]
+        except (ValueError, RecursionError, LookupError, TypeError):
             continue
+        if isinstance(key, str) and (_one_line(refined) or refined == "" and row.get("refused") is True):
+            yield key, refined
 
 
 # ---- checks -----------------------------------------------------------------------------------------------------
@@ -118,9 +175,16 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 _SMALL = set("a an the this that some of in on at by to with for from and or is are be it its as".split())
 
 
+def as_read(prompt: str) -> str:
+    """The prompt as CLIP's tokenizer reads it: entities and broken encodings mended, composed (NFC), lower case, single spaces."""
+    from open_clip.tokenizer import get_clean_fn
+
+    return get_clean_fn("lower")(prompt)
+
+
 def units(prompt: str) -> set[str]:
-    """The words of a prompt that name something, in lower case, without a plural's s."""
-    return {w[:-1] if len(w) > 3 and w.endswith("s") else w for w in re.findall(r"\w+", prompt.lower())} - _SMALL
+    """The words of a prompt that name something, as they are read, without a plural's s."""
+    return {w[:-1] if len(w) > 3 and w.endswith("s") else w for w in re.findall(r"\w+", as_read(prompt))} - _SMALL
 
 
 def _latin(text: str) -> float:
@@ -142,9 +206,9 @@ def problem(easy: str, refined: str, fits: Callable[[str], bool]) -> str:
 
 
 def problems(easy: list[str], refined: list[str], fits: Callable[[str], bool]) -> list[str]:
-    """`problem` of each pair; one refined prompt for two different easy ones is a duplicate after the first."""
+    """`problem` of each pair; one refined prompt for two different easy ones, as they are read, is a duplicate after the first."""
     first = {}
-    same = [first.setdefault(r, e) != e for e, r in zip(easy, refined)]
+    same = [first.setdefault(as_read(r), as_read(e)) != as_read(e) for e, r in zip(easy, refined)]
     return [problem(e, r, fits) or ("duplicate" if d else "") for e, r, d in zip(easy, refined, same)]
 
 
@@ -161,10 +225,11 @@ MICROWORLD = (microworld.COLOURS, microworld.COUNTS, microworld.RELATIONS)
 def near_miss(prompt: str, seed: int, classes=CLASSES) -> str:
     """The prompt with one count, colour or relation changed to another of its class, "" if it has none: a semi-hard text
     negative (TPO's idea). The choice depends on the prompt and the seed alone."""
-    found = [(m, words) for words in classes for m in re.finditer(rf"\b(?:{'|'.join(words)})\b", prompt, re.IGNORECASE)]
+    any_of = lambda words: r"\b(?:" + "|".join(words).replace(" ", r"\s+") + r")\b"
+    found = [(m, words) for words in classes for m in re.finditer(any_of(words), prompt, re.IGNORECASE)]
     if not found:
         return ""
     dice = random.Random(f"{seed} {prompt}")
     match, words = dice.choice(found)
-    other = dice.choice([w for w in words if w != match[0].lower()])
+    other = dice.choice([w for w in words if w != " ".join(match[0].lower().split())])
     return prompt[: match.start()] + other + prompt[match.end() :]
