@@ -102,14 +102,13 @@ def _column(file: str, name: str, values: pa.Array, feature, start: int, needed:
         wanted = "pictures" if isinstance(feature, datasets.Image) else str(feature.pa_type)
         rows = f"in rows {start} to {start + len(values) - 1}"
         raise ValueError(f"{file}: column {name} holds {values.type} {rows} that cannot become {wanted}: {error}") from error
-    empty = (out.field("bytes") if isinstance(feature, datasets.Image) else out).is_null()
-    if needed and (row := empty.index(True).as_py()) >= 0:
+    if needed and (row := out.is_null().index(True).as_py()) >= 0:
         raise ValueError(f"{file}: {name} of row {start + row} is empty: fill it in or drop the row")
     return out
 
 
 def _pictures(values: pa.Array) -> pa.Array:
-    """As datasets.Image() stores them. A path without contents is dropped: a table may not name any file of this machine."""
+    """As datasets.Image() stores them. A path without contents is null: a table may not name any file of this machine."""
     kind, path = values.type, pa.nulls(len(values), pa.string())
     if pa.types.is_struct(kind) and "bytes" in kind.names:
         path = pc.struct_field(values, "path").cast(pa.string()) if "path" in kind.names else path
@@ -117,8 +116,7 @@ def _pictures(values: pa.Array) -> pa.Array:
     elif not any(is_kind(kind) for is_kind in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_null)):
         raise TypeError("a picture is the contents of its file, or a struct with them as `bytes`")
     values = values.cast(pa.binary())
-    path = pc.if_else(values.is_null(), pa.scalar(None, pa.string()), path)
-    return pa.StructArray.from_arrays([values, path], ["bytes", "path"])
+    return pa.StructArray.from_arrays([values, path], ["bytes", "path"], mask=values.is_null())
 
 
 # ---- tables in memory -------------------------------------------------------------------------------------------
