@@ -174,6 +174,32 @@ def test_a_picture_without_a_finite_reward_is_left_out(pipe, prompt):
         run(lambda pixels, rows: reward(pixels, rows) * torch.nan)
 
 
+@pytest.mark.parametrize("options", [{}, {"k": 2, "reforward": True}, {"k": 2, "anchor": 0.7, "merge": True}, {"lv": 2}])
+def test_a_sample_that_is_not_finite_leaves_the_batch(pipe, prompt, options):
+    """One prompt embedding is infinite: rewards and gradients are those of a batch that never had it."""
+    noise = lambda rows: [torch.Generator().manual_seed(100 + i) for i in rows]
+
+    def run(rows, embeds, worth=reward):
+        for p in lora(pipe):
+            p.grad = None
+        told = [embeds[rows], prompt[1][rows]]
+        step = draft.draft_step(pipe, *told, worth, steps=STEPS, generator=noise(rows), **options)
+        return step, torch.cat([p.grad.flatten() for p in lora(pipe)])
+
+    ill = prompt[0].clone()
+    ill[1, 0, 0] = torch.inf
+    copies = options.get("lv", 1)
+    (step, found), (without, expected) = run([0, 1, 2], ill), run([0, 2], prompt[0], lambda pixels, rows: reward(pixels, rows * 2))
+    assert step.kept.tolist() == [True, False, True] * copies and step.pixels[1].isnan().all()
+    if not options.get("lv"):  # whose second noise is drawn in turn by each generator all the same
+        assert torch.allclose(step.rewards[step.kept], without.rewards, atol=1e-5)
+    assert (found - expected).norm() <= 1e-4 * expected.norm() and expected.norm() > 0
+    with pytest.raises(FloatingPointError, match="no picture"):
+        run([1], ill)
+    finite = lambda pixels, rows: reward(pixels.nan_to_num(), rows)  # a reward that hides it
+    assert run([0, 1, 2], ill, finite)[0].kept.tolist() == [True, False, True] * copies
+
+
 def test_a_reward_of_another_shape_is_named(pipe, prompt):
     with pytest.raises(ValueError, match=r"must have the shape \(3,\), not \(3, 1\)"):
         draft.draft_step(pipe, *prompt, lambda x, rows: x.mean((1, 2, 3))[:, None], steps=STEPS, generator=torch.Generator())
@@ -421,6 +447,25 @@ def test_a_dpo_step_prefers_the_higher_reward(pipe, prompt):
         run(lambda r: r * torch.nan)
 
 
+def test_a_dpo_pair_that_is_not_finite_leaves_the_batch(pipe, prompt):
+    """Its gradient is that of the batch without it."""
+
+    def run(rows, embeds, worth=reward):
+        for p in lora(pipe):
+            p.grad = None
+        noise = [torch.Generator().manual_seed(100 + i) for i in rows]
+        step = draft.dpo_step(pipe, embeds[rows], prompt[1][rows], worth, steps=STEPS, beta=5.0, generator=noise)
+        return step, torch.cat([p.grad.flatten() for p in lora(pipe)])
+
+    ill = prompt[0].clone()
+    ill[1, 0, 0] = torch.inf
+    (step, found), (_, expected) = run([0, 1, 2], ill), run([0, 2], prompt[0], lambda pixels, rows: reward(pixels, rows * 2))
+    assert step.kept.tolist() == [True, False, True] * 2
+    assert (found - expected).norm() <= 1e-4 * expected.norm() and expected.norm() > 0
+    with pytest.raises(FloatingPointError, match="no pair"):
+        run([1], ill, lambda pixels, rows: reward(pixels.nan_to_num(), rows))
+
+
 # ---- memory and size ---------------------------------------------------------------------------------------------
 
 
@@ -551,6 +596,41 @@ def test_an_edit_keeps_more_of_the_picture_the_weaker_it_is(pipe, scenes, tmp_pa
     assert len(list(tmp_path.glob("*"))) == 2 and edit(start) == first and len(list(tmp_path.glob("*"))) == 2
     edit(lambda rows: 1 - before[rows])
     assert len(list(tmp_path.glob("*"))) == 4  # other pictures, other files
+
+
+def test_a_text_in_place_of_a_list_is_refused(pipe, tmp_path):
+    update = lambda *_, **__: None
+    for call in (lambda: draft.generate(pipe, "a cat", steps=1), lambda: draft.encode(pipe, "a cat"),
+                 lambda: draft.generate_shards(pipe, "a cat", [0], tmp_path, steps=1),
+                 lambda: draft.tune(pipe, "a cat", None, update, batch=1, steps=1, lr=1.0)):  # fmt: skip
+        with pytest.raises(ValueError, match=r"a list of texts, not one text: \['a cat'\]"):
+            call()
+    with pytest.raises(ValueError, match="no prompt"):
+        draft.encode(pipe, [])
+
+
+def test_no_prompts_are_no_pictures(pipe):
+    side = pipe.transformer.config.sample_size * pipe.vae_scale_factor
+    assert draft.generate(pipe, [], steps=1).shape == (0, 3, side, side) == (0, *draft.generate(pipe, ["a cat"], steps=1).shape[1:])
+    assert draft.generate(pipe, [], steps=1, size=(16, 32)).shape == (0, 3, 16, 32)
+    assert draft.generate(pipe, [], steps=1, start=torch.rand(0, 3, 8, 16)).shape == (0, 3, 8, 16)
+
+
+def test_ids_and_start_pictures_are_one_a_prompt(pipe):
+    for options in ({"ids": [1]}, {"start": torch.rand(1, 3, 16, 16)}):
+        with pytest.raises(ValueError, match="2 prompts need as many ids and start pictures"):
+            draft.generate(pipe, ["a cat", "a dog"], steps=2, **options)
+
+
+def test_a_size_that_is_no_square(pipe, prompt, scenes):
+    """Training step and sampler draw the same picture of it; one that the patches do not divide is refused."""
+    texts = microworld.captions(scenes[:3])
+    noise = lambda: [torch.Generator().manual_seed(7 + i) for i in range(3)]
+    step = draft.draft_step(pipe, *prompt, reward, steps=STEPS, generator=noise(), size=(16, 32))
+    assert step.pixels.shape == (3, 3, 16, 32)
+    assert torch.allclose(step.pixels, draft.generate(pipe, texts, steps=STEPS, seed=7, size=(16, 32)), atol=1e-5)
+    with pytest.raises(ValueError, match="multiple of 8 pixels"):
+        draft.draft_step(pipe, *prompt, reward, steps=STEPS, generator=noise(), size=20)
 
 
 def test_any_diffusers_pipeline_draws(clip_folder, tokenizer, scenes, tmp_path):
