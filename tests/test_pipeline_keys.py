@@ -167,6 +167,6 @@ def test_a_function_that_calls_itself_is_told():
 
 
 def test_another_process_says_the_same():
-    code = "from test_identity import ALIKE; from icthp import identity; print([identity.of(one()) for one, _ in ALIKE])"
+    code = "from test_pipeline_keys import ALIKE; from icthp import identity; print([identity.of(one()) for one, _ in ALIKE])"
     runs = [subprocess.run([sys.executable, "-c", code], cwd=__file__.rpartition("/")[0], capture_output=True, text=True) for _ in range(2)]
     assert runs[0].stdout == runs[1].stdout and len(runs[0].stdout) > 500, runs[0].stderr[-2000:]
