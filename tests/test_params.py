@@ -150,6 +150,9 @@ def test_the_command_line_of_training_takes_types_from_params_and_defaults(tmp_p
                        ("stpes=3", "train_ict has no parameter stpes"), ("betas=[", "betas must be a value of YAML")]:  # fmt: skip
         with pytest.raises(ValueError, match=says):
             read(pair)
+    del own["out"], own["steps"]
+    write()
+    assert read("out=007", "steps=7") | {"out": "007", "steps": 7} == read("out=007", "steps=7")
     write(beta="1e-5")
     with pytest.raises(ValueError, match="params.yaml, train_ict: beta must be a number, not '1e-5': write it like"):
         read()

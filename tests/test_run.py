@@ -1,6 +1,9 @@
 import ast
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -153,6 +156,18 @@ def test_a_notebook_is_named_from_here_or_from_the_root(project, monkeypatch):
     monkeypatch.chdir(project / "deep")
     assert run.main(["n.ipynb", "stage"]) == 0 and (project / "runs/notebooks/n.ipynb").exists()
     assert not (project / "deep/runs").exists()
+
+
+def test_a_run_in_a_locale_that_knows_ascii_alone(project):
+    """Values, params.yaml, the notebook and what it prints are UTF-8 all the same."""
+    text = (project / "params.yaml").read_text(encoding="utf-8").replace("none: ''", "none: café")
+    (project / "params.yaml").write_text(text, encoding="utf-8")
+    write(project / "n.ipynb", CELL, 'print("\U0001f600", name)\nopen("seen.txt", "w", encoding="utf-8").write(name + none)')
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT / "lib")}
+    command = [sys.executable, "-m", "icthp.run", "n.ipynb", "stage", "name=\U0001f600 é"]
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert (project / "seen.txt").read_text(encoding="utf-8") == "\U0001f600 écafé"
 
 
 def test_enter_project_from_below_and_from_outside(project, tmp_path_factory, monkeypatch):

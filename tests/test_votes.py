@@ -83,6 +83,73 @@ def test_a_table_of_ones_own(tmp_path):
             votes.read(f"{name}:{tmp_path}")
 
 
+ODD = ["None", "NA", "1984", "007", "a\u2028b", "café \U0001f600"]
+
+
+def test_prompts_of_published_sets_are_texts(tmp_path):
+    """However they look; with a byte order mark, with CRLF, and with a name of a picture that looks like a number."""
+    lines = [f"p.jpg#{i}\t{prompt}\r\n" for i, prompt in enumerate(ODD)]
+    (tmp_path / "Flickr8k.token.txt").write_bytes(("\ufeff" + "".join(lines)).encode())
+    judged = "".join(f"007\tp.jpg#{i}\t1\t2\t4\n" for i in range(len(ODD)))
+    (tmp_path / "ExpertAnnotations.txt").write_text(judged, encoding="utf-8")
+    table = votes.read(f"flickr8k:{tmp_path}")
+    assert sorted(set(table.prompt)) == sorted(ODD) and len(table) == 3 * len(ODD) and table.image[0].endswith("/007")
+
+    rows = "".join(f"007,{prompt},4,5.5\r\n" for prompt in ODD)
+    (tmp_path / "data.csv").write_bytes(f"\ufeffname,prompt,mos_quality,mos_align\r\n{rows}".encode())
+    table = votes.read(f"agiqa3k:{tmp_path}")
+    assert table.prompt.tolist() == ODD * 2 and table.image[0].endswith("/007") and table.value.tolist() == [4] * 6 + [5.5] * 6
+
+    asked = [{"prompt": prompt, "generations": ["1984"], "ranking": [1]} for prompt in ODD]
+    (tmp_path / "test.json").write_text(json.dumps(asked, ensure_ascii=False), encoding="utf-8-sig")
+    table = votes.read(f"imagereward:{tmp_path}")
+    assert table.prompt.tolist() == ODD and table.image[0].endswith("/1984")
+
+    geneval(tmp_path)
+    said = SDV2.replace("a photo of a white bear", "NA").replace(",black|white,", ",null,").replace(",brown,", ",,")
+    (tmp_path / "annotations_sdv2.csv").write_text(said, encoding="utf-8-sig")
+    (tmp_path / "geneval_metadata.jsonl").write_text(
+        "".join(json.dumps(r | {"prompt": "a\u2028b"}, ensure_ascii=False) + "\n" for r in ASKED), "utf-8"
+    )
+    table = votes.read(f"geneval:{tmp_path}").pivot(index=["image", "prompt"], columns="axis", values="value").reset_index()
+    assert table.prompt.tolist() == ["NA", "a photo of three cows"] and table.alignment.tolist() == [0.5, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "text", "says"),
+    [
+        ("agiqa3k", "data.csv", "name,prompt,mos_quality\na,b,1\n", "data.csv has no column `mos_align`"),
+        (
+            "agiqa3k",
+            "data.csv",
+            "name,prompt,mos_quality,mos_align\na,b,good,1\n",
+            "column `mos_quality`, row 0 is 'good', which is no number",
+        ),
+        ("agiqa3k", "data.csv", "name,prompt,mos_quality,mos_align\na,,1,1\n", "column `prompt` is empty in row 0"),
+        ("imagereward", "test.json", "{}", "test.json is no list of JSON objects"),
+        ("imagereward", "test.json", '[{"prompt": "a", "generations": ["x"]}]', "test.json: row 0 has no prompt, generations and ranking"),
+        ("imagereward", "test.json", '[{"prompt": "a", "generations": ["x", "y"], "ranking": [1]}]', "test.json: row 0 has no"),
+        ("imagereward", "test.json", '[{"prompt": "a", "generations": "x", "ranking": 1}]', "test.json: row 0 has no"),
+        (
+            "imagereward",
+            "test.json",
+            '[{"prompt": 7, "generations": ["x"], "ranking": [1]}]',
+            "column `prompt`, row 0 is 7, which is no text",
+        ),
+        ("flickr8k", "ExpertAnnotations.txt", "a.jpg\ta.jpg#0\t4\t4\n", "ExpertAnnotations.txt, line 1 has 4 cells, not the 5"),
+        ("flickr8k", "ExpertAnnotations.txt", "a.jpg\ta.jpg#0\t4\t4\tx\n", "row 0 is 'x', which is no number"),
+        ("geneval", "annotations_sdv2.csv", SDV2.replace("Input.prompt_id", "Input.id"), "annotations_sdv2.csv has no column `prompt_id`"),
+        ("geneval", "annotations_sdv2.csv", SDV2.replace("0_1,0,1,", "0_1,2,1,"), "annotations_sdv2.csv asks of prompt 2"),
+        ("geneval", "geneval_metadata.jsonl", "{", "geneval_metadata.jsonl, line 1 is no JSON"),
+    ],
+)
+def test_a_published_set_that_is_not_as_published_is_named(tmp_path, name, file, text, says):
+    globals()[name](tmp_path)
+    (tmp_path / file).write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=says):
+        votes.read(f"{name}:{tmp_path}")
+
+
 def test_agreement_closed_forms():
     """A score that orders as people do, one that does the opposite, one that is constant; equal values make no pair."""
     table = pd.DataFrame(

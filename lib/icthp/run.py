@@ -17,7 +17,7 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from icthp.params import fitting, given, read_params
+from icthp.params import KINDS, fitting, given, read_params
 
 TRAINING = ("seed", "precision")  # what every training takes of them
 SHARED = "shared"  # the section whose values a notebook takes when it declares them
@@ -121,16 +121,22 @@ def parameters(notebook, section: str, extra: dict) -> dict:
 
 def arguments(function, section: str, extra: dict | list[str], through=()) -> dict:
     """The section's values, the shared ones that `function` or the training loop takes by name, and `extra`, a dict or name=value pairs.
-    The default of a keyword declares its type, of `function` before those of the functions that it hands the rest on to, `through`;
-    where it has none the section's value does."""
+    The keywords of `function`, before those of the functions that it hands the rest on to, `through`, declare types."""
     params, takes = read_params(), inspect.signature(function).parameters
     values = {k: v for k, v in params.get(SHARED, {}).items() if k in takes or k in TRAINING} | _section(params, section)
     defaults = dict(values)
     for each in reversed([function, *through]):
-        own = inspect.signature(each).parameters.values()
-        defaults |= {p.name: values.get(p.name) if p.default in (p.empty, None) else p.default for p in own if p.kind is p.KEYWORD_ONLY}
+        keywords = [p for p in inspect.signature(each).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        defaults |= {p.name: _default(p, values.get(p.name)) for p in keywords}
     extra = extra if isinstance(extra, dict) else given(extra, defaults, section)
     return {k: fitting(k, defaults.get(k), v, "" if k in extra else f"params.yaml, {section}: ") for k, v in (values | extra).items()}
+
+
+def _default(keyword: inspect.Parameter, value):
+    """A keyword's own; where it must be given, a value of its section or one of its annotated type, or a text."""
+    if keyword.default is not keyword.empty:
+        return value if keyword.default is None else keyword.default
+    return value if value is not None else keyword.annotation() if keyword.annotation in KINDS else ""
 
 
 def run(notebook, section: str, output=None, /, **extra) -> Path:

@@ -64,8 +64,8 @@ def geneval(folder: Path) -> pd.DataFrame:
     parts = []
     for file in files:
         rows = _annotations(file)
-        if unknown := [str(i) for i in rows.prompt_id if i not in range(len(asked))]:
-            raise ValueError(f"{file} asks of prompt {unknown[0]}; geneval_metadata.jsonl has {len(asked)}")
+        if unknown := [i for i in rows.prompt_id if i not in range(len(asked))]:
+            raise ValueError(f"{file} asks of prompt {unknown[0]:g}; geneval_metadata.jsonl has {len(asked)}")
         rows["alignment"] = [_confirmed(row, asked[int(row["prompt_id"])]) for row in rows.to_dict("records")]
         rows["realism"] = rows[["task-real-0", "task-real-1"]].mean(axis=1)
         names = {"task-quality": "quality", "caption": "prompt", "image_url": "url"}
@@ -96,10 +96,12 @@ def _csv(path: Path, texts: list[str], numbers: list[str]) -> pd.DataFrame:
 
 def _rankings(path: Path) -> pd.DataFrame:
     """prompt, generation (a file) and ranking, a row a picture."""
-    try:
-        rows = [(row["prompt"], *pair) for row in read_json(path) for pair in zip(row["generations"], row["ranking"], strict=True)]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: a row lacks prompt, generations or ranking, or they are no lists: {error}") from error
+    rows = []
+    for i, row in enumerate(read_json(path)):
+        files, ranks = row.get("generations"), row.get("ranking")
+        if "prompt" not in row or not isinstance(files, list) or not isinstance(ranks, list) or len(files) != len(ranks):
+            raise ValueError(f"{path}: row {i} has no prompt, generations and ranking, the last two lists of one length")
+        rows += [(row["prompt"], *pair) for pair in zip(files, ranks)]
     table = pd.DataFrame(rows, columns=["prompt", "generation", "ranking"], dtype=object)
     return declared(path, table, ["prompt", "generation"], ["ranking"])
 
