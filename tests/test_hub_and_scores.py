@@ -378,3 +378,71 @@ def test_sources_that_cannot_be_are_named(tmp_path, clip_folder):
         scores.load("aesthetic", "ViT-L-14/openai")
     with pytest.raises(FileNotFoundError, match="name the publisher's folder"):
         scores.load("imagereward", f"local-dir:{tmp_path}")
+
+
+def test_an_empty_batch_scores_nothing(clip):
+    hp = scores.HpScorer(clip, scores.head(16)).eval()
+    for scorer in (clip, hp, scores.IctHpScorer(clip, hp), scores.load("jpeg"), scores.CombinedScorer([(clip, 1.0, None, None)])):
+        assert scorer.score(torch.zeros(0, 3, 64, 64), []).shape == (0,)
+        assert scorer.table(torch.zeros(0, 3, 64, 64), ["a", "b"]).shape == (0, 2)
+
+
+def test_what_is_no_prompt_and_no_picture_is_named(clip):
+    with pytest.raises(ValueError, match="prompt 1 is None, not a text"):
+        clip.score(torch.zeros(2, 3, 64, 64), ["a", None])
+    with pytest.raises(ValueError, match="prompt 0 is nan"):
+        clip.table(torch.zeros(2, 3, 64, 64), [float("nan")])
+    for shape in ((1, 3, 0, 5), (1, 3, 5, 0), (0, 3, 0, 5)):
+        with pytest.raises(ValueError, match="no height or no width"):
+            clip.score(torch.zeros(shape), ["a"] * shape[0])
+
+
+def test_every_scorer_says_what_it_cuts(clip):
+    long, hp = "a red circle " * 40, scores.HpScorer(clip, scores.head(16)).eval()
+    told = {
+        "clip": clip,
+        "icthp": scores.IctHpScorer(clip, hp),
+        "sum": scores.CombinedScorer([(hp, 1.0, None, None), (clip, 1.0, None, None)]),
+    }
+    assert all(scorer.cut(["a red circle", long]).tolist() == [False, True] for scorer in told.values())
+    assert not hp.cut(["a", long]).any() and not scores.load("jpeg").cut([long]).any()
+
+
+@pytest.mark.parametrize("name", ["clip", "pickscore", "hp", "aesthetic", "icthp"])
+def test_towers_in_bfloat16_make_no_ties(clip_folder, tmp_path, name):
+    """The last step is float32 under autocast and for bfloat16 weights: 64 near-equal pictures differ as their features do."""
+    torch.save(
+        {"weight": torch.randn(1, 16, generator=torch.Generator().manual_seed(0)), "bias": torch.full((1,), 5.0)}, tmp_path / "linear.pth"
+    )
+    clip = scores.load("pickscore" if name == "pickscore" else "clip", f"local-dir:{clip_folder}")
+    hp = scores.HpScorer(clip, scores.head(16)).eval()
+    torch.nn.init.constant_(hp.head[-1].bias, 4.0)  # where a tuned generator's pictures lie, and bfloat16 has steps of 0.004
+    scorer = {"hp": hp, "icthp": scores.IctHpScorer(clip, hp)}.get(name, clip)
+    scorer = scores.AestheticScorer(clip, scores.aesthetic_head(tmp_path / "linear.pth")) if name == "aesthetic" else scorer
+    pixels = (0.5 + 0.01 * torch.randn(64, 3, 64, 64, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            inside, table = scorer.score(pixels, ["a"] * 64), scorer.table(pixels, ["a"])
+            apart = len(clip.image_features(pixels, normalize=False).unique(dim=0))
+        half = scorer.to(dtype=torch.bfloat16).score(pixels, ["a"] * 64)
+    assert all(x.dtype == torch.float32 and len(x.unique()) >= 0.8 * apart for x in (inside, table, half))
+
+
+@pytest.mark.parametrize("name", ["clip", "jpeg"])
+def test_a_large_picture_of_bytes_is_not_copied_as_floats(clip_folder, name):
+    """24 megapixels, 72 MB: nothing of more than 100 MB is allocated at once, where floats would take 288 MB."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    sizes = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            sizes.extend([out.untyped_storage().nbytes()] if isinstance(out, torch.Tensor) else [])
+            return out
+
+    scorer = scores.load(name, f"local-dir:{clip_folder}" if name == "clip" else None)
+    pixels = torch.zeros(1, 3, 4000, 6000, dtype=torch.uint8)
+    with Watch():
+        scorer.score(pixels, ["a"])
+    assert max(sizes) <= 100e6

@@ -8,10 +8,12 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, CLIPConfig, CLIPModel
 
 from conftest import ROOT
 from icthp import scores, weights
+from icthp.detector import Detector
 from icthp.pictures import fit_square
 
 PROMPTS = ["a red circle", "two blue stars above a green heart", "a red circle"]
@@ -216,3 +218,194 @@ def test_imagerewards_layout(images, tmp_path):
     shutil.move(tmp_path / "ImageReward.pt", tmp_path / "other.pt")
     with pytest.raises(FileNotFoundError, match="ImageReward.pt"):
         scores.load("imagereward", str(tmp_path))
+
+
+# ---- nothing that comes with weights is run or trusted ---------------------------------------------------------------
+
+
+def hostile_folder(clip_folder, folder, trace, **text):
+    """An open_clip folder whose tokenizer is Python of its own, which would leave a file behind."""
+    shutil.copytree(clip_folder, folder)
+    (folder / "evil.py").write_text(
+        f"open({str(trace)!r}, 'w').close()\nfrom transformers import CLIPTokenizer as Evil\n", encoding="utf-8"
+    )
+    said = {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "tokenizer_class": "Evil"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}}), encoding="utf-8")
+    return change_config(folder, text_cfg=text)
+
+
+def change_config(folder, **parts):
+    file = folder / "open_clip_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    for part, fields in parts.items():
+        config["model_cfg"][part] |= fields
+    file.write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+TRUST = {"tokenizer_kwargs": {"trust_remote_code": True}}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (TRUST, r"open_clip_config.json: `text_cfg.tokenizer_kwargs` is \{'trust_remote_code': True\}"),
+        ({"tokenizer_kwargs": {"clean": {"a": 1}}}, "`text_cfg.tokenizer_kwargs`"),
+        ({"tokenizer_kwargs": "x"}, "`text_cfg.tokenizer_kwargs`"),
+        ({}, "tokenizer_config.json: `auto_map` asks for Python"),
+    ],
+)
+def test_a_folders_python_is_never_run(clip_folder, tmp_path, monkeypatch, text, says):
+    """Neither of a local folder nor of the Hub's snapshot, whatever the config asks for."""
+    trace = tmp_path / "it_ran"
+    folder = hostile_folder(clip_folder, tmp_path / "models--evil--ict/snapshots/abc", trace, **text)
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # somebody who says yes when transformers asks
+    (tmp_path / "models--evil--ict/refs").mkdir()
+    (tmp_path / "models--evil--ict/refs/main").write_text("abc", encoding="utf-8")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for source in (f"local-dir:{folder}", "hf-hub:evil/ict"):
+        with pytest.raises(ValueError, match=f"models--evil--ict.*{says}"):
+            scores.load("ict", source)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ({"text_cfg": {"hf_model_name": "org/tower"}}, "`text_cfg.hf_model_name` is 'org/tower'"),
+        ({"vision_cfg": {"timm_model_name": "hf-hub:org/tower"}}, "`vision_cfg.timm_model_name` is 'hf-hub:org/tower'"),
+        ({"vision_cfg": {"no_such_field": 1}}, "describes no model that open_clip builds"),
+    ],
+)
+def test_a_local_folder_does_not_reach_the_hub(clip_folder, tmp_path, monkeypatch, parts, says):
+    shutil.copytree(clip_folder, tmp_path / "clip")
+    monkeypatch.setattr("socket.getaddrinfo", lambda *a, **k: pytest.fail("it reached for the network"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(ValueError, match=f"open_clip_config.json.*{says}"):
+        scores.load("clip", f"local-dir:{change_config(tmp_path / 'clip', **parts)}")
+
+
+def test_harmless_tokenizer_options_are_followed(clip_folder, tmp_path):
+    shutil.copytree(clip_folder, tmp_path / "clip")
+    change_config(tmp_path / "clip", text_cfg={"tokenizer_kwargs": {"clean": "canonicalize"}})
+    tokenizer = scores.load("clip", f"local-dir:{tmp_path}/clip").tokenizer
+    assert torch.equal(tokenizer(["A red, circle!"]), tokenizer(["a red circle"]))
+
+
+# ---- layouts ----------------------------------------------------------------------------------------------------------
+
+
+def put(state, folder, layout):
+    """`state` as others write it."""
+    prefixed = lambda prefix: {prefix + k: v for k, v in state.items()}
+    if layout == "shards":
+        names = sorted(state)
+        parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+        for file, keys in parts.items():
+            save_file({k: state[k] for k in keys}, folder / file)
+        index = {"metadata": {}, "weight_map": {k: file for file, keys in parts.items() for k in keys}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    elif layout.endswith(".safetensors"):
+        save_file(prefixed("module.") if "ddp" in layout else state, folder / layout.removeprefix("ddp-"))
+    else:
+        torch.save(prefixed("_orig_mod.module.") if layout == "both" else {"state_dict": state, "epoch": 1}, folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("layout", ["shards", "model.fp16.safetensors", "ddp-model.safetensors", "both", "nested"])
+def test_layouts_of_the_same_weights(clip_model, images, tmp_path, layout):
+    clip_model.config.save_pretrained(tmp_path)
+    put({k: v.contiguous().clone() for k, v in clip_model.state_dict().items()}, tmp_path, layout)
+    scorer = scores.load("clip", f"local-dir:{tmp_path}")
+    torch.testing.assert_close(scorer.score(images, PROMPTS), publishers(clip_model, images), rtol=1e-4, atol=1e-5)
+
+
+GOOD = {"a": torch.ones(3)}
+
+
+def broken(folder, kind):
+    """A file that cannot be read."""
+    file = folder / f"model.{'pt' if kind in ('list', 'numbers', 'cut.pt', 'text.pt', 'code') else 'safetensors'}"
+    save_file(GOOD, file) if file.suffix == ".safetensors" else torch.save(GOOD, file)
+    if kind in ("cut", "cut.pt"):
+        file.write_bytes(file.read_bytes()[:-8])
+    elif kind in ("empty", "pointer", "text", "text.pt"):
+        contents = {"pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "empty": b""}
+        file.write_bytes(contents.get(kind, b"<html>not found</html>"))
+    elif kind in ("list", "numbers", "code"):
+        torch.save({"list": [1, 2], "numbers": {"epoch": 3}, "code": shutil.copy}[kind], file)
+    elif kind == "nan":
+        save_file({"a": torch.tensor([1.0, torch.nan]), "b": torch.ones(1)}, file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    {
+        "cut": "cannot be read as a safetensors file, perhaps it is cut",
+        "text": "cannot be read as a safetensors file",
+        "empty": "is empty: fetch it again",
+        "pointer": "is a Git LFS pointer.*git lfs pull",
+        "cut.pt": r"cannot be read as a torch \(weights_only\) file",
+        "text.pt": "holds more than tensors, which weights_only refuses to run",
+        "list": "holds no state dict",
+        "numbers": "holds no state dict",
+        "code": "holds more than tensors, which weights_only refuses to run",
+        "nan": "holds NaN or infinite values in a",
+    }.items(),
+)
+def test_a_broken_file_is_one_sentence(tmp_path, kind, says):
+    file = broken(tmp_path, kind)
+    with pytest.raises(ValueError, match=f"{file.name} (?:{says})") as error:
+        weights.read_state(file)
+    assert "\n" not in str(error.value) and "weights_only=False" not in str(error.value) and "arbitrary code" not in str(error.value)
+
+
+def test_shards_stay_in_their_folder(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    for name, wrong, says in (
+        ("../other.safetensors", ValueError, "no file beside it"),
+        ("gone.safetensors", FileNotFoundError, "gone.safe"),
+    ):
+        index.write_text(json.dumps({"weight_map": {"a": name}}), encoding="utf-8")
+        with pytest.raises(wrong, match=says):
+            weights.read_state(index)
+    for contents in ("[]", "{", '{"weight_map": 3}'):
+        index.write_text(contents, encoding="utf-8")
+        with pytest.raises(ValueError, match="is no index of shards"):
+            weights.read_state(index)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused(clip_folder, tmp_path, value):
+    """CLIP's, HP's head, the aesthetic head and the detector, with the file and the key."""
+    clip = scores.load("clip", f"local-dir:{clip_folder}")
+    hp = scores.HpScorer(clip, scores.head(16), {"width": 16}).eval()
+    hp.save_pretrained(tmp_path / "hp")
+    Detector(8).save(tmp_path / "detector")
+    spoil = {"hp/open_clip_model.safetensors": "visual.proj", "hp/hp.safetensors": "1.bias", "detector/model.safetensors": "cells.bias"}
+    load = {"hp/open_clip_model.safetensors": lambda: scores.load("clip", f"local-dir:{tmp_path}/hp"),
+            "hp/hp.safetensors": lambda: scores.load("hp", str(tmp_path / "hp")),
+            "detector/model.safetensors": lambda: Detector.load(tmp_path / "detector")}  # fmt: skip
+    for file, key in spoil.items():
+        good = load_file(tmp_path / file)
+        save_file(good | {key: torch.full_like(good[key], value)}, tmp_path / file)
+        with pytest.raises(ValueError, match=f"{file} holds NaN or infinite values in {key}"):
+            load[file]()
+        save_file(good, tmp_path / file)
+        load[file]()
+    torch.save({"weight": torch.full((1, 16), value), "bias": torch.ones(1)}, tmp_path / "linear.pth")
+    with pytest.raises(ValueError, match="linear.pth holds NaN"):
+        scores.aesthetic_head(tmp_path / "linear.pth")
+
+
+def test_an_hp_config_of_other_fields_is_named(clip_folder, tmp_path):
+    hp = scores.HpScorer(scores.load("clip", f"local-dir:{clip_folder}"), scores.head(16), {"width": 16}).eval()
+    hp.save_pretrained(tmp_path)
+    for said, says in (({"width": 16, "depth": 3}, "has an unknown depth"), ({"variant": "paper"}, "lacks `width`")):
+        (tmp_path / "config.json").write_text(json.dumps(said), encoding="utf-8")
+        with pytest.raises(ValueError, match=f"config.json {says}"):
+            scores.load("hp", str(tmp_path))
+    with pytest.raises(TypeError, match="no keyword colour"):
+        scores.ClipScorer.from_pretrained(str(clip_folder), colour="red")

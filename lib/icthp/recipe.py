@@ -235,9 +235,10 @@ def fit(pixels: Tensor, size) -> Tensor:
         axis, shape = steps.axes[dim], list(pixels.shape[-2:])
         if shape[dim] != axis.whole:
             shape[dim] = axis.whole
-            if not whole:  # torch errs on channels-last floats that are one pixel wide
-                pixels = pixels.clone(memory_format=torch.contiguous_format)
+            thin = shape[1] == 1 and not whole  # of one column of floats torch resizes the height wrongly, of two it does not
+            pixels, shape = (pixels.expand(-1, -1, -1, 2), (shape[0], 2)) if thin else (pixels, shape)
             pixels = F.interpolate(pixels, shape, mode=recipe.filter, antialias=True)
+            pixels = pixels[..., :1] if thin else pixels
         pixels = pixels if whole or steps.nothing or not recipe.clipped else pixels.clamp(0, 1)
         pixels = pixels.narrow(dim - 2, axis.start, axis.stop - axis.start)
     return pad(pixels, recipe, round(recipe.fill * 255) if whole else recipe.fill)
