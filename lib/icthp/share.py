@@ -1,7 +1,10 @@
 """Saving and publishing what was trained: a scorer's save_pretrained(folder), push_to_hub("you/ict"), and model cards."""
 
+import html
+import re
 from pathlib import Path
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, PyTorchModelHubMixin
 
 from icthp.files import save_text
@@ -46,19 +49,37 @@ Held-out prompts, 95 % bootstrap interval over prompts. Columns with I3 hold by 
 """
 
 
+NO_CARD = "---\nlibrary_name: icthp\n---\nA scorer of the kind `icthp.scores` loads; nobody wrote its card, or none that can be read.\n"
+
+
 class Shared(PyTorchModelHubMixin):
     """A scorer that huggingface_hub can save and push. Subclasses write and read the folder; its README.md travels with it."""
 
     card = ""
 
     def generate_model_card(self, **_) -> ModelCard:
-        return ModelCard(self.card or "---\nlibrary_name: icthp\n---\nA scorer of the kind `icthp.scores` loads; nobody wrote its card.\n")
+        try:
+            return ModelCard(self.card or NO_CARD)
+        except (ValueError, yaml.YAMLError):  # somebody's card with a broken head; the weights are worth more
+            return ModelCard(NO_CARD)
 
     def with_card(self, folder):
         """The scorer itself, with the README.md that lies in its folder, if one does."""
         readme = Path(folder) / "README.md"
-        self.card = readme.read_text(encoding="utf-8") if readme.exists() else ""
+        self.card = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
         return self
+
+
+def _plain(text) -> str:
+    """Any text as one line of Markdown that shows it and does nothing: no HTML, no links, no table cells."""
+    shown = html.escape(" ".join(str(text).split()), quote=False)
+    return re.sub(r"[\\`*~$|\[\]]|(?<!\w)_|_(?!\w)|^[-+#]|(?<=^\d)[.)]", r"\\\g<0>", shown)
+
+
+def _code(value) -> str:
+    """A value in Markdown's type of code, unless it holds what could end that."""
+    text = " ".join(str(value).split())
+    return f"`{text}`" if text and not re.search("[<>`]", text) else _plain(text)
 
 
 def write_card(folder, name: str, scale: str, facts: dict, metrics: dict, **data) -> None:
@@ -71,9 +92,10 @@ def write_card(folder, name: str, scale: str, facts: dict, metrics: dict, **data
     data = ModelCardData(library_name="diffusers" if name == "lora" else "icthp", tags=tags, model_name=name,
                          eval_results=list(map(result, measured)), **data)  # fmt: skip
     row = lambda key: (
-        f"| {key} | {metrics[key]:.3f} | {metrics[key + '_low']:.3f} to {metrics[key + '_high']:.3f} | {metrics[key + '_n']} |"
+        f"| {_plain(key)} | {metrics[key]:.3f} | {metrics[key + '_low']:.3f} to {metrics[key + '_high']:.3f} | {metrics[key + '_n']} |"
     )
-    note = "" if scale == "paper" else f"\n**These are {scale} numbers, not the paper's: they say that the code works, no more.**\n"
-    text = TEXT.format(title={"lora": "LoRA"}.get(name, name.upper()), what=WHAT[name], scale=scale, note=note, failures=FAILURES[name],
-                       rows="\n".join(map(row, measured)), facts="\n".join(f"- {k}: `{v}`" for k, v in facts.items()))  # fmt: skip
+    note = "" if scale == "paper" else f"\n**These are {_plain(scale)} numbers, not the paper's: they say that the code works, no more.**\n"
+    text = TEXT.format(title={"lora": "LoRA"}.get(name, name.upper()), what=WHAT[name], scale=_plain(scale), note=note,
+                       failures=FAILURES[name], rows="\n".join(map(row, measured)),
+                       facts="\n".join(f"- {_plain(k)}: {_code(v)}" for k, v in facts.items()))  # fmt: skip
     save_text(Path(folder) / "README.md", f"---\n{data.to_yaml()}\n---\n{text}")
