@@ -486,7 +486,7 @@ def test_one_answer_for_two_prompts_is_a_duplicate():
 )
 def test_what_the_tokenizer_reads_as_one_prompt_is_one_prompt(other):
     tokens = open_clip.tokenizer.SimpleTokenizer()(["a cat & a café", other])
-    assert torch.equal(*tokens) and refine.as_read(other) == "a cat & a café"
+    assert torch.equal(*tokens) and refine.same_prompt(other) == "a cat & a café"
     assert refine.problems(["a cat & a café", other], ["at dusk a cat & a café"] * 2, FITS) == ["", ""]
     assert refine.problems([other, "cats & a café"], ["At Dusk a cat & a café", "at dusk  a cat & a café"], FITS) == ["", "duplicate"]
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from icthp import chat, microworld
+from icthp.prompts import same_prompt
 
 INSTRUCTION = (
     "You prepare prompts for an image generator. Reason first, briefly, in this order. Subject: which objects, attributes, counts and "
@@ -175,16 +176,9 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 _SMALL = set("a an the this that some of in on at by to with for from and or is are be it its as".split())
 
 
-def as_read(prompt: str) -> str:
-    """The prompt as CLIP's tokenizer reads it: entities and broken encodings mended, composed (NFC), lower case, single spaces."""
-    from open_clip.tokenizer import get_clean_fn
-
-    return get_clean_fn("lower")(prompt)
-
-
 def units(prompt: str) -> set[str]:
     """The words of a prompt that name something, as they are read, without a plural's s."""
-    return {w[:-1] if len(w) > 3 and w.endswith("s") else w for w in re.findall(r"\w+", as_read(prompt))} - _SMALL
+    return {w[:-1] if len(w) > 3 and w.endswith("s") else w for w in re.findall(r"\w+", same_prompt(prompt))} - _SMALL
 
 
 def _latin(text: str) -> float:
@@ -208,7 +202,7 @@ def problem(easy: str, refined: str, fits: Callable[[str], bool]) -> str:
 def problems(easy: list[str], refined: list[str], fits: Callable[[str], bool]) -> list[str]:
     """`problem` of each pair; one refined prompt for two different easy ones, as they are read, is a duplicate after the first."""
     first = {}
-    same = [first.setdefault(as_read(r), as_read(e)) != as_read(e) for e, r in zip(easy, refined)]
+    same = [first.setdefault(same_prompt(r), same_prompt(e)) != same_prompt(e) for e, r in zip(easy, refined)]
     return [problem(e, r, fits) or ("duplicate" if d else "") for e, r, d in zip(easy, refined, same)]
 
 
