@@ -21,7 +21,7 @@ COLUMNS = ["prompt", "image", "axis", "value"]
 
 
 def read(source: str) -> pd.DataFrame:
-    """ "NAME:folder" for the readers below (flickr8k, agiqa3k, imagereward, geneval), or a csv, jsonl or parquet table of votes, image
+    """ "NAME:folder" for the readers below (flickr8k, agiqa3k, imagereward, geneval), or a table of votes (tables.TABLES), image
     paths relative to it."""
     name, _, folder = source.partition(":")
     if name in READERS:
