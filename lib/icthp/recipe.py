@@ -235,7 +235,9 @@ def fit(pixels: Tensor, size) -> Tensor:
         axis, shape = steps.axes[dim], list(pixels.shape[-2:])
         if shape[dim] != axis.whole:
             shape[dim] = axis.whole
-            thin = shape[1] == 1 and not whole  # of one column of floats torch resizes the height wrongly, of two it does not
+            thin = (
+                pixels.shape[-1] == shape[1] == 1 and not whole
+            )  # of one column of floats torch resizes the height wrongly, of two it does not
             pixels, shape = (pixels.expand(-1, -1, -1, 2), (shape[0], 2)) if thin else (pixels, shape)
             pixels = F.interpolate(pixels, shape, mode=recipe.filter, antialias=True)
             pixels = pixels[..., :1] if thin else pixels
