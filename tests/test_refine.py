@@ -354,12 +354,14 @@ def test_a_generation_that_fails_stops_nobody(monkeypatch, tmp_path):
         prompt = messages[-1]["content"]
         if prompt == "a cat":
             raise RuntimeError("out of memory")
+        if prompt == "a cow":
+            return [{"generated_text": None}]
         return [{"generated_text": json.dumps({"prompt": f"{prompt}, at dusk"})}]
 
     monkeypatch.setattr(transformers, "pipeline", lambda *_, **__: chatting)
     refiner = lambda prompts: refine.transformers_model(prompts, "a/model")
-    with pytest.warns(UserWarning, match=r"1 of 2 prompts got no answer from a/model.*'a cat' \(out of memory\)"):
-        assert refine.stored(["a cat", "a dog"], refiner, tmp_path / "r.jsonl", "m") == ["", "a dog, at dusk"]
+    with pytest.warns(UserWarning, match=r"2 of 3 prompts got no answer from a/model.*'a cat' \(out of memory\); 'a cow'"):
+        assert refine.stored(["a cat", "a cow", "a dog"], refiner, tmp_path / "r.jsonl", "m") == ["", "", "a dog, at dusk"]
     assert refine.stored(["a cat"], lambda prompts: [p.upper() for p in prompts], tmp_path / "r.jsonl", "m") == ["A CAT"]
 
 

@@ -39,11 +39,12 @@ def transformers_model(prompts: list[str], model: str, seed: int = 0, max_new_to
     for prompt in prompts:
         set_seed(seed)
         try:
-            said = chatting(_messages(prompt), max_new_tokens=max_new_tokens, return_full_text=False)[0]["generated_text"]
+            said = chatting(_messages(prompt), max_new_tokens=max_new_tokens, return_full_text=False)
+            refined = sentence(said[0]["generated_text"])
         except Exception as error:  # of whatever kind: too long a prompt, a full memory; the next one may fit
-            said = ""
+            refined = ""
             failed.append((prompt, error))
-        yield sentence(said)
+        yield refined
     _warn(failed, len(prompts), model)
 
 
