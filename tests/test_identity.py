@@ -124,8 +124,8 @@ def test_kept_pictures_follow_the_code_that_resizes_them(triplets_folder, tmp_pa
     """The library is edited between two runs: bilinear in place of bicubic."""
     shutil.copytree(ROOT / "lib/icthp", tmp_path / "lib/icthp", ignore=shutil.ignore_patterns("__pycache__"))
     here, apart = os.environ | {"PYTHONPATH": str(tmp_path / "lib")}, []
-    for old, new in (("", ""), ('mode="bicubic"', 'mode="bilinear"')):
-        file = tmp_path / "lib/icthp/pictures.py"
+    for old, new in (("", ""), ('filter: str = "bicubic"', 'filter: str = "bilinear"')):
+        file = tmp_path / "lib/icthp/recipe.py"
         text = file.read_text(encoding="utf-8")
         assert old in text
         file.write_text(text.replace(old, new) if old else text, encoding="utf-8")
@@ -146,7 +146,7 @@ def test_the_key_of_kept_pictures_names_all_the_code_that_decodes():
         return {part for n in nodes if (n.module or "").startswith("icthp")
                 for part in ([a.name for a in n.names] if n.module == "icthp" else [n.module.split(".")[1]])}  # fmt: skip
 
-    assert imported("parquet") | imported("pictures") <= {*pick_high.DECODING, "files"}
+    assert imported("parquet") | imported("pictures") <= {*pick_high.DECODING, "files", "tables"}
 
 
 def test_scalars_that_are_cut_are_computed_anew(triplets_folder, clip_folder, tmp_path):
@@ -174,8 +174,12 @@ def test_prompts_are_one_where_the_tokenizer_reads_one(clip_folder):
     assert sum(map(sum, same)) == 5 * 5 + 2 * 2 + 1 + 1
 
 
-def test_ids_follow_the_first_appearance():
+def test_ids_follow_the_first_appearance(clip_folder):
     assert prompts.groups(["b", "a", "B ", "c", " A"]) == [0, 1, 0, 2, 1]
+    long = "a red circle left of a blue square " * 30
+    texts = [long, long + "and a star", "a star", "A star", "a red star"]  # the tower cuts the first two where they are still the same
+    assert prompts.groups(texts) == [0, 1, 2, 2, 3]
+    assert prompts.groups(texts, scores.load("clip", f"local-dir:{clip_folder}").tokenizer) == [0, 0, 1, 1, 2]
 
 
 def test_spellings_of_a_prompt_are_one_group_on_one_side_of_the_split(copied):
@@ -189,7 +193,7 @@ def test_votes_of_one_prompt_are_one_prompts_votes():
     table = pd.DataFrame({"prompt": ["a cat", "A cat", "a  cat", "a dog"], "image": list("abcd"), "axis": "quality",
                           "score": [1.0, 2, 3, 4], "value": [1.0, 3, 2, 4]})  # fmt: skip
     found = votes.agreement(table, resamples=5).set_index("measure")
-    assert found.loc["pairs", "mean"] == pytest.approx(2 / 3) and found.loc["pairs", "n"] == 2
+    assert found.loc["pairs", ["mean", "n", "groups"]].tolist() == pytest.approx([2 / 3, 3, 1])
 
 
 # ---- tables whoever wrote them ---------------------------------------------------------------------------------------

@@ -179,21 +179,22 @@ def write_card(folder, rows: dict[str, int], **facts) -> None:
 # ---- reading ----------------------------------------------------------------------------------------------------
 
 
-DECODING = ("pick_high", "parquet", "pictures", "kernels")  # the modules on which a decoded picture depends
+DECODING = ("pick_high", "parquet", "pictures", "recipe", "kernels")  # the modules on which a decoded picture depends
 
 
 class Triplets:
     """One split of a folder of triplets, decoded a batch at a time. `texts[kind]` and `column(name)` are whole columns; `rows`, the table
-    with its pictures, is read when it is first asked for. Equal ids in `groups` (n,): the same prompt, as CLIP's tokenizer reads it."""
+    with its pictures, is read when it is first asked for. Equal ids in `groups` (n,): the same prompt, as CLIP's tokenizer reads it, or as
+    `tokenizer` does, that of the tower that is trained."""
 
-    def __init__(self, folder, split: str, size: int):
+    def __init__(self, folder, split: str, size: int, tokenizer=None):
         self.files = shards(folder, split, "`dvc repro pick_high` makes it, or run that notebook first")
         check_columns(self.files, TRIPLETS, "`dvc repro pick_high` writes a table that has them")
         self.split, self.size, self.bytes = split, size, None
         plain = datasets.Features({name: f for name, f in TRIPLETS.items() if not isinstance(f, datasets.Image)})
         self._columns = read(self.files, plain, needed=("easy_prompt", "refined_prompt"))
         self.texts = {kind: self._columns[f"{kind}_prompt"][:] for kind in ("easy", "refined")} | {"near": self._columns["near_miss"][:]}
-        self.groups = torch.tensor(prompts.groups(self.texts["easy"]), dtype=torch.int64)
+        self.groups = torch.tensor(prompts.groups(self.texts["easy"], tokenizer), dtype=torch.int64)
 
     @cached_property
     def rows(self) -> datasets.Dataset:

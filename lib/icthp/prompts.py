@@ -10,7 +10,9 @@ def same_prompt(text: str) -> str:
     return get_clean_fn("lower")(text)
 
 
-def groups(prompts: list[str]) -> list[int]:
-    """An id for each prompt, from 0 in the order in which they appear; equal ids: `same_prompt`."""
+def groups(prompts: list[str], tokenizer=None) -> list[int]:
+    """An id for each prompt, from 0 in the order in which they appear; equal ids: `same_prompt`, or, with a tower's tokenizer (texts ->
+    (n, length) int), the same tokens, so that prompts which differ only where it cuts them are one."""
+    key = same_prompt if tokenizer is None else lambda prompt: bytes(tokenizer([prompt]).numpy())
     ids = {}
-    return [ids.setdefault(same_prompt(prompt), len(ids)) for prompt in prompts]
+    return [ids.setdefault(key(prompt), len(ids)) for prompt in prompts]

@@ -41,7 +41,7 @@ def ict(*, out, triplets, clip, objective: str = "ict", variant: str = "paper", 
     freeze(*image_tower(scorer.model), fix_rate, parity)
     freeze(*text_tower(scorer.model), fix_rate, parity)
     scorer.model.logit_scale.requires_grad_(objective == "preference")  # a plain cosine has none
-    train = pick_high.Triplets(triplets, "train", scorer.size)
+    train = pick_high.Triplets(triplets, "train", scorer.size, scorer.tokenizer)
     if near_lambda and not any(train.texts["near"]):
         raise ValueError(f"{triplets} knows no near misses of its prompts: set near_lambda to 0")
     kinds = ("easy",) if objective == "preference" else ("easy", "refined", "near") if near_lambda else ("easy", "refined")
@@ -88,7 +88,7 @@ def hp(*, out, triplets, clip, objective: str = "margin", margin: float = 0.3, h
     layers, below = image_tower(backbone.model)
     nn.ModuleList(layers).requires_grad_(True)
     freeze(layers, below, fix_rate, parity)
-    train = pick_high.Triplets(triplets, "train", backbone.size)
+    train = pick_high.Triplets(triplets, "train", backbone.size, backbone.tokenizer)
     frozen = _ict_scalars(ict, train, out, device) if text_lambda else None
     told |= {"ict": "" if frozen is None else digest(frozen.numpy().tobytes())}
 
@@ -130,7 +130,12 @@ class _Raw(nn.Module):
 def _ict_scalars(source: str, train: pick_high.Triplets, out, device) -> Tensor:
     """(n, 3) scores of the frozen ICT, computed by the first process, kept for a resumed run."""
     scorer = scores.load("ict", source, device=device)
-    key = digest(fingerprint(scorer), repr(scorer), train.fingerprint, code("scores", "evaluate", *pick_high.DECODING))
+    key = digest(
+        fingerprint(scorer),
+        repr(scorer),
+        train.fingerprint,
+        code("scores", "scorer", "weights", "statefiles", "evaluate", *pick_high.DECODING),
+    )
     file = Path(out) / f"work/ict-{key}.pt"
     with PartialState().main_process_first():
         try:

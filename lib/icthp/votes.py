@@ -161,12 +161,17 @@ def agreement(table: pd.DataFrame, score: str = "score", resamples: int = 200, s
 
 
 def _pairs(right: dict[str, np.ndarray], resamples: int, seed: int) -> dict:
-    """The share of pairs that are right, by prompt; NaN where fewer than two prompts have a pair that people tell apart."""
-    told = {prompt: values for prompt, values in right.items() if len(values)}
-    count = sum(map(len, told.values()))
-    if len(told) < 2:
-        return {"mean": np.nan, "low": np.nan, "high": np.nan, "n": count, "groups": len(told)}
-    return interval(np.concatenate([*told.values()]), np.repeat([*told], [*map(len, told.values())]), resamples=resamples, seed=seed)
+    """The share of pairs that are right; without an interval where fewer than two prompts have a pair that people tell apart."""
+    values, prompts = np.concatenate([*right.values()]), np.repeat([*right], [*map(len, right.values())])
+    if len(set(prompts)) < 2:
+        return {
+            "mean": values.mean() if len(values) else np.nan,
+            "low": np.nan,
+            "high": np.nan,
+            "n": len(values),
+            "groups": len(set(prompts)),
+        }
+    return interval(values, prompts, resamples=resamples, seed=seed)
 
 
 def _ordered(values: np.ndarray) -> np.ndarray:
