@@ -215,6 +215,8 @@ def test_imagerewards_layout(images, tmp_path):
     pixels = images.clone().requires_grad_(True)
     scorer.score(pixels, PROMPTS).sum().backward()
     assert pixels.grad.isfinite().all() and pixels.grad.abs().max() > 0
+    assert scorer.cut(["a red circle", "a red circle " * 11, "a red circle " * 12]).tolist() == [False, False, True]  # 35 with its two ends
+    assert scorer.score(images[:0], []).shape == (0,) and "size=(32, 32)" in repr(scorer)
     shutil.move(tmp_path / "ImageReward.pt", tmp_path / "other.pt")
     with pytest.raises(FileNotFoundError, match="ImageReward.pt"):
         scores.load("imagereward", str(tmp_path))
@@ -403,6 +405,7 @@ def test_weights_that_are_not_finite_are_refused(clip_folder, tmp_path, value):
 def test_an_hp_config_of_other_fields_is_named(clip_folder, tmp_path):
     hp = scores.HpScorer(scores.load("clip", f"local-dir:{clip_folder}"), scores.head(16), {"width": 16}).eval()
     hp.save_pretrained(tmp_path)
+    assert not scores.HpScorer.from_pretrained(str(tmp_path)).training
     for said, says in (({"width": 16, "depth": 3}, "has an unknown depth"), ({"variant": "paper"}, "lacks `width`")):
         (tmp_path / "config.json").write_text(json.dumps(said), encoding="utf-8")
         with pytest.raises(ValueError, match=f"config.json {says}"):

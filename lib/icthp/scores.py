@@ -55,7 +55,7 @@ class ClipScorer(Scorer, Shared):
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, scaled: bool = False, **where) -> "ClipScorer":
-        return load_clip(*_place(model_id, where), scaled=scaled)
+        return load_clip(*_place(model_id, where), scaled=scaled).eval()
 
     def extra_repr(self) -> str:
         """What tells scorers of equal weights apart."""
@@ -172,7 +172,7 @@ class HpScorer(Scorer, Shared):
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, config: dict | None = None, **where) -> "HpScorer":
-        return load_hp(*_place(model_id, where))
+        return load_hp(*_place(model_id, where)).eval()
 
 
 class IctHpScorer(Scorer):
