@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 
 import nbformat
 import pytest
@@ -40,6 +41,23 @@ def test_types_survive(project):
 def test_a_value_on_the_command_line(project):
     assert run.main(["n.ipynb", "stage", "name=ict"]) == 0
     assert "'ict'" in (project / "seen.txt").read_text(encoding="utf-8") and (project / "runs/notebooks/n-ict.ipynb").exists()
+
+
+def test_a_stage_that_still_runs_is_not_run_beside_itself(project):
+    """A second run of the same stage is refused at once in one sentence; after a SIGKILL of the first nothing is in the way."""
+    write(project / "n.ipynb", CELL, 'import time\nopen("begun", "w").close()\ntime.sleep(60)')
+    command = [sys.executable, "-m", "icthp.run", "n.ipynb", "stage"]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(300):
+        if (project / "begun").exists():
+            break
+        time.sleep(0.1)
+    second = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 1 and "n.ipynb is being written by another run" in second.stderr and "Traceback" not in second.stderr
+    first.kill()
+    first.wait()
+    write(project / "n.ipynb", CELL, "1 + 1")
+    assert run.main(["n.ipynb", "stage"]) == 0
 
 
 def test_command_line_values_have_types(project, capsys):

@@ -10,10 +10,13 @@ import os
 import re
 import sys
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
 import papermill
+from filelock import FileLock, Timeout
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
@@ -147,10 +150,22 @@ def run(notebook, section: str, output=None, /, **extra) -> Path:
     output = Path(output or f"runs/notebooks/{_clean('-'.join([notebook.stem, *map(str, extra.values())]))}.ipynb")
     output.parent.mkdir(parents=True, exist_ok=True)
     source, target = (str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, output))  # papermill formats paths
-    papermill.execute_notebook(
-        source, target, parameters=values, kernel_name="python3", language="python", cwd=str(Path.cwd()), autosave_cell_every=60,
-        log_output=True, stdout_file=sys.stdout, stderr_file=sys.stderr)  # fmt: skip
+    with _alone(output):
+        papermill.execute_notebook(
+            source, target, parameters=values, kernel_name="python3", language="python", cwd=str(Path.cwd()), autosave_cell_every=60,
+            log_output=True, stdout_file=sys.stdout, stderr_file=sys.stderr)  # fmt: skip
     return output
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Nobody else executes this notebook into this place: where dvc alone was killed its stage goes on, and a second `dvc repro` would write
+    the same files."""
+    try:
+        with FileLock(output.with_suffix(".lock"), timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(f"{output} is being written by another run: wait until it ends, or stop it") from None
 
 
 def _inside(notebook) -> Path:
