@@ -159,8 +159,8 @@ def run(notebook, section: str, output=None, /, **extra) -> Path:
 
 @contextmanager
 def _alone(output: Path) -> Iterator[None]:
-    """Nobody else executes this notebook into this place: where dvc alone was killed its stage goes on, and a second `dvc repro` would write
-    the same files."""
+    """Nobody else executes this notebook into this place: where dvc alone was killed its stage goes on, and a second `dvc repro` would
+    write the same files."""
     try:
         with FileLock(output.with_suffix(".lock"), timeout=0):
             yield
