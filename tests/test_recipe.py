@@ -1,5 +1,6 @@
 """A model's own preprocessing, whole: ours is the library's own transform, or a sentence that names what is not done."""
 
+import io
 import json
 import shutil
 
@@ -12,7 +13,8 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from icthp import kernels, pictures, recipe, scores, weights
+from icthp import kernels, pick_high, pictures, recipe, scores, weights
+from icthp.recipe import Recipe
 
 SHAPES = [(90, 160), (160, 90), (20, 200), (200, 20), (33, 47), (64, 64), (100, 101), (641, 360), (480, 80)]  # (height, width)
 NEAR = 2 / 255 + 1e-6
@@ -294,3 +296,29 @@ def test_a_thin_picture_is_cut_before_it_is_enlarged(shape, mode):
         fast = kernels.preprocess(image, own), kernels.preprocess(image.float() / 255, own)
     assert max(sizes) < 4e6
     assert max((f - slow).abs().max().item() for f in fast) <= NEAR
+
+
+@pytest.mark.parametrize("own", [
+    Recipe((32, 32), "squash", "bilinear"),
+    Recipe((24, 40), "squash"),
+    Recipe((32, 32), "longest", fill=0.0),
+    Recipe((28, 28), "shortest", resize=(32, 32)),
+    Recipe((28, 28), "shortest", resize=(32, 32), like="transformers"),
+    Recipe((32, 32)),
+], ids=str)  # fmt: skip
+def test_triplets_are_read_by_the_towers_own_recipe(own, tmp_path):
+    """Pictures that are no squares, kept for a tower and then read by it: what it makes of the picture itself, but for the rounding of
+    what is kept; the same where triplets of another recipe are scored."""
+    image = lambda k, h, w: pictures.encode(torch.rand(1, 3, h, w, generator=torch.Generator().manual_seed(k)))[0]
+    labels = {"E1": 0.4, "E2": 0.8, "R1": 0.3, "R2": 0.6, "clip_1": 0.3, "clip_2": 0.6, "text_sim": 0.75, "seed": 0, "split": "t"}
+    names = ("easy_prompt", "refined_prompt", "source_1", "source_2", "source_3")
+    row = labels | dict.fromkeys(names, "a") | {"prompt_id": 0}
+    row |= {"image_1": image(1, 60, 107), "image_2": image(2, 107, 60), "image_3": image(3, 64, 64)}
+    pick_high.write([row], tmp_path, "t")
+    whole = [pictures.to_pixels(io.BytesIO(row[f"image_{i}"]["bytes"]))[None] for i in (1, 2, 3)]
+    want = torch.cat([kernels.preprocess(p, own) for p in whole])
+    for triplets in (pick_high.Triplets(tmp_path, "t", own), pick_high.Triplets(tmp_path, "t", 16).seen(own)):
+        got = kernels.preprocess(triplets.pixels([0])[:, 0], own)
+        assert got.shape == want.shape and (got - want).abs().max() <= 2.01 / 255
+        kept = triplets.cache(tmp_path / str(id(triplets)))
+        assert (kernels.preprocess(kept.pixels([0])[:, 0], own) - want).abs().max() <= 2.6 / 255

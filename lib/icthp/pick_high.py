@@ -1,5 +1,6 @@
 """Pick-High triplets I1 < I2 < I3: how a row is made, checked, written in shards and read in batches."""
 
+import copy
 import html
 import io
 import math
@@ -25,6 +26,7 @@ from icthp.parquet import as_files as as_files
 from icthp.parquet import check_columns, read, shards
 from icthp.parquet import unreadable as unreadable
 from icthp.pictures import encode, problem, stack
+from icthp.recipe import Recipe, of_side
 
 PAIRS = datasets.Features(  # I1 lost the vote, I2 won; agreed: a second annotator chose I2 as well, null if none was asked
     {"prompt_id": datasets.Value("int64"), "easy_prompt": datasets.Value("string"), "image_1": datasets.Image(),
@@ -83,7 +85,7 @@ def triplets(
         columns = files[part] | {"refined_prompt": refined[part]}
         columns |= {"image_3": list(islice(drawn, batch))} | ({"near_miss": near_miss[part]} if near_miss else {})
         easy = columns["easy_prompt"]
-        pixels = [stack([io.BytesIO(file["bytes"]) for file in columns[f"image_{i}"]], scorer.size) for i in (1, 2, 3)]
+        pixels = [stack([io.BytesIO(file["bytes"]) for file in columns[f"image_{i}"]], scorer.recipe.kept) for i in (1, 2, 3)]
         one, two = (scorer.score(p.to(scorer.device), easy).cpu() for p in pixels[:2])
         similar = (scorer.text_features(easy) * scorer.text_features(refined[part])).sum(-1).cpu()
         (e1, e2, _), (r1, r2, _) = (labels.T for labels in losses.ict_labels(one, two, similar, theta))
@@ -185,16 +187,33 @@ DECODING = ("pick_high", "parquet", "pictures", "recipe", "kernels")  # the modu
 class Triplets:
     """One split of a folder of triplets, decoded a batch at a time. `texts[kind]` and `column(name)` are whole columns; `rows`, the table
     with its pictures, is read when it is first asked for. Equal ids in `groups` (n,): the same prompt, as CLIP's tokenizer reads it, or as
-    `tokenizer` does, that of the tower that is trained."""
+    `tokenizer` does, that of the tower that is trained. size: the side of the square that is cut out of a picture as CLIP does it, or the
+    Recipe of the tower that is to read it."""
 
-    def __init__(self, folder, split: str, size: int, tokenizer=None):
+    def __init__(self, folder, split: str, size, tokenizer=None):
         self.files = shards(folder, split, "`dvc repro pick_high` makes it, or run that notebook first")
         check_columns(self.files, TRIPLETS, "`dvc repro pick_high` writes a table that has them")
-        self.split, self.size, self.bytes = split, size, None
+        self.split, self.recipe, self.bytes, self.change = split, of_side(size).kept, None, None
         plain = datasets.Features({name: f for name, f in TRIPLETS.items() if not isinstance(f, datasets.Image)})
         self._columns = read(self.files, plain, needed=("easy_prompt", "refined_prompt"))
         self.texts = {kind: self._columns[f"{kind}_prompt"][:] for kind in ("easy", "refined")} | {"near": self._columns["near_miss"][:]}
         self.groups = torch.tensor(prompts.groups(self.texts["easy"], tokenizer), dtype=torch.int64)
+
+    def seen(self, recipe: Recipe | None = None, change: Callable[[bytes], bytes] | None = None) -> "Triplets":
+        """The same triplets as a tower of another recipe reads them, or with every picture's file changed first."""
+        recipe, change = self.recipe if recipe is None else recipe.kept, change or self.change
+        if (recipe, change) == (self.recipe, self.change):
+            return self
+        self._contents  # noqa: B018  read once, for all that see them
+        other = copy.copy(self)
+        other.recipe, other.change, other.bytes = recipe, change, None
+        return other
+
+    @property
+    def size(self) -> int | tuple[int, int]:
+        """Side of the square pictures; (height, width) where they are none."""
+        height, width = self.recipe.size
+        return height if height == width else (height, width)
 
     @cached_property
     def rows(self) -> datasets.Dataset:
@@ -238,11 +257,11 @@ class Triplets:
         return easy, refined
 
     def cache(self, folder) -> "Triplets":
-        """From now on `pixels` reads a file of bytes in `folder`, (n, 3, 3, size, size), which is made here if these pictures, this size
-        and this code have none: each picture is decoded and resized once, and rounded to 1/255. What another data set or older code of
-        this split left in `folder` goes then; a run that reads it keeps it until it ends."""
+        """From now on `pixels` reads a file of bytes in `folder`, (n, 3, 3, height, width), which is made here if these pictures, this
+        recipe and this code have none: each picture is decoded and resized once, and rounded to 1/255. What another data set or older
+        code of this split left in `folder` goes then; a run that reads it keeps it until it ends."""
         how = digest(code(*DECODING), PIL.__version__, torch.__version__)
-        file = Path(folder) / f"{self.split}-{self.fingerprint}-{self.size}-{how}.npy"
+        file = Path(folder) / f"{self.split}-{self.fingerprint}-{digest(list(self.recipe))}-{how}.npy"
         try:
             self.bytes = np.load(file, mmap_mode="r")
         except (OSError, ValueError, EOFError):  # there is none, or it is cut
@@ -260,7 +279,7 @@ class Triplets:
 
     def _decode_all(self, file: Path) -> None:
         self.bytes = None
-        store = np.lib.format.open_memmap(file, "w+", np.uint8, (len(self), 3, 3, self.size, self.size))
+        store = np.lib.format.open_memmap(file, "w+", np.uint8, (len(self), 3, 3, *self.recipe.size))
         for start in range(0, len(self), 256):
             part = range(start, min(start + 256, len(self)))
             store[part.start : part.stop] = self.pixels(part).movedim(1, 0).mul(255).round().byte().numpy()
@@ -268,7 +287,7 @@ class Triplets:
         self.bytes = np.load(file, mmap_mode="r")  # this very file, whatever becomes of its name
 
     def pixels(self, rows) -> Tensor:
-        """Pictures I1, I2, I3 of some rows: (3, m, 3, size, size) in [0, 1]; ValueError names one that cannot be read."""
+        """Pictures I1, I2, I3 of some rows: (3, m, 3, height, width) in [0, 1]; ValueError names one that cannot be read."""
         rows = [int(r) for r in rows]
         if self.bytes is not None:
             return torch.from_numpy(self.bytes[rows]).movedim(0, 1).float() / 255
@@ -281,7 +300,7 @@ class Triplets:
 
     def _pixels(self, name: str, row: int, contents: bytes) -> Tensor:
         try:
-            return stack([io.BytesIO(contents)], self.size)[0]
+            return stack([io.BytesIO(self.change(contents) if self.change else contents)], self.recipe)[0]
         except ValueError as error:
             raise ValueError(f"{self.files[0]}: {name} of row {row} of {self.split} {problem(contents) or error}") from error
 

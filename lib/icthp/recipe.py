@@ -39,6 +39,12 @@ class Recipe(NamedTuple):
         """Does a picture that it made come back unchanged?"""
         return self.mode == "none" or self.resize in (None, self.size)
 
+    @property
+    def kept(self) -> "Recipe":
+        """How a picture is kept for this one, which then finds nothing left to resize: without its normalisation, and without its last cut
+        where that would otherwise be made twice."""
+        return self.shape_only if self.keeps_its_own else self.shape_only._replace(size=self.resize, resize=None)
+
 
 def of_side(size) -> Recipe:
     """CLIP's own geometry for a side in pixels; a Recipe comes back as it is."""

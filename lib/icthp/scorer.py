@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from icthp import pictures
 from icthp.losses import no_autocast
+from icthp.recipe import Recipe
 
 
 class Scorer(nn.Module):
@@ -13,6 +14,7 @@ class Scorer(nn.Module):
     needs_prompt = True
     unit = "cosine"
     name = ""  # as `scores.load` knows it
+    recipe: Recipe | None = None  # what is done to a picture first, where one recipe says it all
 
     def score(self, pixels: Tensor, prompts: list[str] | None = None) -> Tensor:
         """pixels (b, 3, h, w) float in [0, 1], or uint8, which is faster and has no gradient; b prompts, or None for scorers

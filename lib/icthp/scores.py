@@ -150,6 +150,10 @@ class HpScorer(Scorer, Shared):
         super().__init__()
         self.clip, self.head, self.config = clip, head_, config or {}
 
+    @property
+    def recipe(self) -> Recipe:
+        return self.clip.recipe
+
     def fold(self) -> "HpScorer":
         """The same scores in eval mode: a head without a non-linearity becomes one linear layer."""
         if self.config.get("variant") not in ("linear", "affine", "released"):
@@ -195,10 +199,14 @@ class IctHpScorer(Scorer):
     def cut(self, prompts: list[str]) -> Tensor:
         return self.ict.cut(prompts)
 
+    @property
+    def recipe(self) -> Recipe | None:
+        own = self.ict.recipe
+        return own if own.shape_only == self.hp.recipe.shape_only else None
+
     def _square(self, pixels: Tensor) -> Tensor:
-        """Resized once where both towers ask for the same, and what came of it is not resized again."""
-        own, other = self.ict.recipe.shape_only, self.hp.clip.recipe.shape_only
-        return kernels.preprocess(pixels, own) if own == other and own.keeps_its_own else pixels
+        """Resized once where both towers ask for the same."""
+        return pixels if self.recipe is None else kernels.preprocess(pixels, self.recipe.kept)
 
 
 class CombinedScorer(Scorer):
@@ -255,6 +263,10 @@ class AestheticScorer(Scorer):
     def __init__(self, clip: ClipScorer, head_: nn.Module):
         super().__init__()
         self.clip, self.head = clip, head_
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.clip.recipe
 
     def forward(self, pixels: Tensor, prompts=None) -> Tensor:
         return through(self.head, self.clip.image_features(pixels)).squeeze(-1)

@@ -41,7 +41,7 @@ def ict(*, out, triplets, clip, objective: str = "ict", variant: str = "paper", 
     freeze(*image_tower(scorer.model), fix_rate, parity)
     freeze(*text_tower(scorer.model), fix_rate, parity)
     scorer.model.logit_scale.requires_grad_(objective == "preference")  # a plain cosine has none
-    train = pick_high.Triplets(triplets, "train", scorer.size, scorer.tokenizer)
+    train = pick_high.Triplets(triplets, "train", scorer.recipe, scorer.tokenizer)
     if near_lambda and not any(train.texts["near"]):
         raise ValueError(f"{triplets} knows no near misses of its prompts: set near_lambda to 0")
     kinds = ("easy",) if objective == "preference" else ("easy", "refined", "near") if near_lambda else ("easy", "refined")
@@ -88,7 +88,7 @@ def hp(*, out, triplets, clip, objective: str = "margin", margin: float = 0.3, h
     layers, below = image_tower(backbone.model)
     nn.ModuleList(layers).requires_grad_(True)
     freeze(layers, below, fix_rate, parity)
-    train = pick_high.Triplets(triplets, "train", backbone.size, backbone.tokenizer)
+    train = pick_high.Triplets(triplets, "train", backbone.recipe, backbone.tokenizer)
     frozen = _ict_scalars(ict, train, out, device) if text_lambda else None
     told |= {"ict": "" if frozen is None else digest(frozen.numpy().tobytes())}
 
@@ -186,7 +186,7 @@ def _train(scorer: scores.Scorer, model: nn.Module, loss_of, train: pick_high.Tr
         "batch": batch,
         "validation": validation,
         "data": train.fingerprint,
-        "size": train.size,
+        "recipe": str(train.recipe),
     }
     history = fit(model, loss_at, checkpoint=work / "checkpoint.pt", seed=seed, validate=validate if validation else None,
                   validate_every=validate_every, keep=keep if validation else "last", schedule="linear", recipe=recipe,
