@@ -9,6 +9,7 @@ import pandas as pd
 import papermill
 import pytest
 import torch
+from nbclient.exceptions import CellTimeoutError
 from PIL import Image
 
 from conftest import ROOT
@@ -40,9 +41,13 @@ def test_a_notebook_opened_by_hand_writes_to_the_smoke_folder(path):
 
 
 def execute(name, **parameters):
-    """Run a notebook as papermill runs it; returns all that it printed."""
-    source = str(ROOT / f"notebooks/{name}.ipynb")
-    notebook = papermill.execute_notebook(source, None, parameters, cwd=str(ROOT), progress_bar=False, kernel_name="python3")
+    """Run a notebook as papermill runs it; returns all that it printed. On a busy machine nbclient may wait for ever for the reply of an
+    idle kernel: after four minutes of one cell it is run again, once."""
+    source, options = str(ROOT / f"notebooks/{name}.ipynb"), {"cwd": str(ROOT), "progress_bar": False, "kernel_name": "python3"}
+    try:
+        notebook = papermill.execute_notebook(source, None, parameters, execution_timeout=240, **options)
+    except CellTimeoutError:
+        notebook = papermill.execute_notebook(source, None, parameters, execution_timeout=240, **options)
     return "".join(o.get("text", "") for c in notebook.cells if c.cell_type == "code" for o in c.outputs)
 
 

@@ -400,7 +400,5 @@ def test_a_pushed_scorer_is_the_saved_one(pushed, clip_folder, tmp_path, name):
     card = (tmp_path / "arrived/README.md").read_text(encoding="utf-8")
     assert "| ict_i2_i1_acc | 0.610 | 0.500 to 0.700 | 90 |" in card and "final_loss" not in card and "- steps: `9`" in card
     assert "micro numbers" in card and "Known failures" in card and card.startswith("---\n")
-    assert (
-        type(scorer).from_pretrained(str(tmp_path / "arrived")).score(pixels, ["a", "b"]).tolist()
-        == scorer.score(pixels, ["a", "b"]).tolist()
-    )
+    trainable = type(scorer).from_pretrained(str(tmp_path / "arrived"))  # another path through torch's attention than frozen weights take
+    assert torch.allclose(trainable.score(pixels, ["a", "b"]), scorer.score(pixels, ["a", "b"]), atol=2e-6)

@@ -20,9 +20,7 @@ ACROSS = "compares any pictures"
 WITHIN = "compares pictures of one prompt, not of different ones"
 ONE_SIZE = "compares pictures of one size in pixels"
 BATCH = 1 << 24  # pixels of the pictures that are in memory at once; a larger picture is there alone
-CODE = (
-    "gallery pictures recipe tables scores scorer kernels weights statefiles hub imagereward losses share files"  # what a score depends on
-)
+CODE = "gallery pictures recipe tables scores scorer kernels weights statefiles hub imagereward losses share files"  # what scores hang on
 ONE = threading.Lock()  # `cut` sets a tokenizer to another length while it counts: no other thread may score with it then
 LIBRARIES = ("torch", "pillow", "open_clip_torch", "transformers")
 SPLIT = r"[\w.-]+(?:\[[^\]]*\])?(?:\(\w+\))?"  # train, train[:2], train[10%:20%](pct1_dropremainder)
