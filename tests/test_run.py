@@ -162,7 +162,8 @@ def test_values_cannot_lead_the_executed_notebook_out_of_its_folder(project):
     made = run.run("n.ipynb", "stage", name=name)
     assert repr(name) in (project / "seen.txt").read_text(encoding="utf-8")
     assert {p.name for p in project.iterdir()} == before | {"runs", "seen.txt"}
-    assert [p for p in (project / "runs").rglob("*") if p.is_file()] == [project / made] and made.parent.as_posix() == "runs/notebooks"
+    files = {p for p in (project / "runs").rglob("*") if p.is_file()}
+    assert files == {project / made, (project / made).with_suffix(".lock")} and made.parent.as_posix() == "runs/notebooks"
     assert run.main(["n.ipynb", "stage", "output=elsewhere.ipynb"]) == 1 and not (project / "elsewhere.ipynb").exists()
 
 
