@@ -143,3 +143,20 @@ def test_notebooks_write_whole_files(path):
     """Results go through icthp.files; what is written in the open belongs to work folders, or to A1, which nothing resumes."""
     source = "\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code")
     assert not re.search(r"\.to_(parquet|csv)\(out|json\.dump\(|\.write_text\(json", source)
+
+
+def test_a_folder_that_is_a_link_to_another_disk(tmp_path, monkeypatch):
+    """The temporary folder lies inside, so that no rename crosses disks; "." is a folder too."""
+    (tmp_path / "far").mkdir()
+    (tmp_path / "model").symlink_to(tmp_path / "far", target_is_directory=True)
+    seen = []
+
+    def write(folder):
+        seen.append(folder.resolve())
+        (folder / "a").write_text("a", encoding="utf-8")
+
+    files.atomic_folder(tmp_path / "model", write)
+    monkeypatch.chdir(tmp_path / "far")
+    files.atomic_folder(".", write)
+    assert all(folder.is_relative_to(tmp_path / "far") for folder in seen) and [p.name for p in (tmp_path / "far").iterdir()] == ["a"]
+    files.save_text(tmp_path / ("字" * 79), "a name of 237 bytes")

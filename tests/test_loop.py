@@ -3,6 +3,7 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator, PartialState
@@ -349,3 +350,52 @@ def test_one_process_trains_the_model_where_it_lies():
             raise AssertionError(f"moved to {args}")
 
     fit(Fixed(8, 1), lambda m, _: (m(torch.rand(4, 8)).square().mean(), {}), steps=1, lr=0.1)
+
+
+# ---- what the caller left behind ------------------------------------------------------------------------------------
+
+
+def line(seed=0):
+    torch.manual_seed(seed)
+    return torch.nn.Linear(2, 1)
+
+
+def fitted(model, checkpoint=None, **options):
+    x = torch.tensor([[1.0, 2.0], [0.5, -1.0]])
+    loss = lambda m, _: ((m(x) - 1).square().mean(), {})
+    return [r["loss"] for r in fit(model, loss, **{"steps": 4, "lr": 0.1, "checkpoint": checkpoint} | options)]
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_the_callers_autocast_changes_nothing(precision):
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = fitted(line(), precision=precision)
+        assert torch.is_autocast_enabled("cpu")
+    assert inside == fitted(line(), precision=precision) and inside[-1] < inside[0]
+
+
+def test_a_gradient_that_was_there_before_is_none_of_this_run():
+    ill, well = line(), line()
+    ill.weight.grad = torch.full_like(ill.weight, float("nan"))
+    assert fitted(ill) == fitted(well)
+    with pytest.raises(FloatingPointError):
+        fit(ill, lambda m, _: (m.weight.sum() * float("inf"), {}), steps=1, lr=0.1)
+    assert all(p.grad is None for p in ill.parameters())
+
+
+def test_two_runs_of_one_folder_keep_their_own_best(tmp_path):
+    """Names with a point in them: NAME.best.pt is NAME's."""
+    for name in ("lr0.1", "lr0.2"):
+        fitted(line(), tmp_path / name, keep="best", validate=lambda m, _: 1.0, validate_every=2)
+    assert {p.name for p in tmp_path.iterdir()} == {"lr0.1", "lr0.2", "lr0.1.best.pt", "lr0.2.best.pt"}
+
+
+def test_a_number_of_numpy_can_be_read_again(tmp_path):
+    once = fitted(line(), tmp_path / "c.pt", lr=np.logspace(-4, -3, 2)[0])
+    assert fitted(line(), tmp_path / "c.pt", lr=np.logspace(-4, -3, 2)[0]) == once
+
+
+def test_frozen_batch_norms_do_not_move():
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(2).requires_grad_(False), torch.nn.Linear(2, 1)).eval()
+    fitted(model)
+    assert model[0].running_mean.tolist() == [0, 0]

@@ -171,7 +171,9 @@ pick_high.write(rows, out + "/dataset", "test", shard=2)
 def test_kill_9_and_again_gives_the_same_bytes(pairs, sd3_folder, clip_folder, tmp_path):
     """Six rows, shards of two: a process dies at its second file of pictures, another at the table's second file."""
     run = lambda out, n: subprocess.run([sys.executable, "-c", KILLED, pairs, sd3_folder, clip_folder, tmp_path / out, str(n)]).returncode
-    files = lambda out: {p.relative_to(tmp_path / out): p.read_bytes() for p in (tmp_path / out).rglob("*.parquet") if p.name[0] != "."}
+    files = lambda out: {
+        p.relative_to(tmp_path / out): p.read_bytes() for p in (tmp_path / out).rglob("*.parquet") if ".partial" not in str(p)
+    }
     assert run("whole", 99) == 0 and len(files("whole")) == 6
     for place, deaths in (("drawing", 1), ("writing", 4)):
         assert run(place, deaths) == -signal.SIGKILL
@@ -303,3 +305,31 @@ def bomb(side: int) -> bytes:
         + chunk(b"IDAT", rows)
         + chunk(b"IEND", b"")
     )
+
+
+def test_two_writings_of_a_split_are_not_read_as_one(triplets_folder, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(triplets_folder, folder)
+    (old,) = folder.glob("train*.parquet")
+    shutil.copy(old, folder / "train-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match="of two writings"):
+        pick_high.Triplets(folder, "train", 16)
+    rows = pick_high.as_files(pick_high.Triplets(triplets_folder, "train", 16).rows).to_list()
+    assert pick_high.write(rows[:5], folder, "train", shard=2) == 5
+    assert [p.name for p in sorted(folder.glob("train*"))] == [f"train-0000{i}.parquet" for i in range(3)]
+    assert len(pick_high.Triplets(folder, "train", 16)) == 5
+
+
+def test_a_writing_that_fails_leaves_the_old_set(triplets_folder, tmp_path):
+    folder = tmp_path / "set"
+    rows = pick_high.as_files(pick_high.Triplets(triplets_folder, "train", 16).rows).to_list()
+    pick_high.write(rows[:6], folder, "train", shard=2)
+    with pytest.raises(ValueError, match="E1 is above E2"):
+        pick_high.write([*rows[6:9], rows[9] | {"E1": 0.9, "E2": 0.1}], folder, "train", shard=2)
+    assert pick_high.Triplets(folder, "train", 16).column("prompt_id").tolist() == [row["prompt_id"] for row in rows[:6]]
+    assert sorted(p.name for p in folder.iterdir()) == [f"train-0000{i}.parquet" for i in range(3)]
+
+
+def test_changed_pictures_are_not_kept_as_the_datas_own(triplets_folder, tmp_path):
+    with pytest.raises(ValueError, match="not kept"):
+        pick_high.Triplets(triplets_folder, "train", 16).seen(change=lambda content: content).cache(tmp_path)

@@ -50,7 +50,7 @@ def test_deep_greys_keep_their_range_in_every_reader(tmp_path, name):
 
 @pytest.mark.parametrize("array, why", [
     (np.full((4, 4), 70000, np.int32), "whole numbers go from 70000 to 70000"), (np.full((4, 4), -1, np.int32), "go from -1"),
-    (np.full((4, 4), 200, np.int32), "white may be 255 or 65535"), (np.full((4, 4), 1.5, np.float32), "floats go from 1.5"),
+    (np.full((4, 4), 200, np.int32), "white may be 255, 4095 or 65535"), (np.full((4, 4), 1.5, np.float32), "floats go from 1.5"),
     (np.full((4, 4), -0.5, np.float32), "floats go from -0.5"),
     (np.array([[0.5, np.nan], [0, 1]], np.float32), "not a number")])  # fmt: skip
 def test_numbers_without_a_meaning_are_refused_by_name(tmp_path, array, why):

@@ -516,3 +516,9 @@ def test_near_misses_of_natural_prompts():
     assert {"three red cats left of a dog", "Two blue cats left of a dog", "Two red cats above a dog"} <= seen
     assert refine.near_miss("a cat left  of a dog", 0) not in ("", "a cat left of a dog")
     assert "Two red cats left of a dog" not in seen and refine.near_miss("a colourful cat, bored", 0) == ""
+
+
+def test_a_near_miss_never_means_the_same():
+    below = {refine.near_miss("a cat below a table", seed) for seed in range(80)}
+    above = {refine.near_miss("a lamp above a desk", seed) for seed in range(80)}
+    assert "a cat under a table" not in below and len(below) == 6 and "a lamp on top of a desk" not in above and len(above) == 6

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from conftest import ROOT
-from icthp import gallery, pictures, scores
+from icthp import gallery, pictures, scores, sources
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_an_imagefolder_with_a_link_out_of_it(tmp_path):
     (tmp_path / "set/train/a.png").write_bytes(png(5))
     (tmp_path / "set/train/b.png").symlink_to(tmp_path / "private.png")
     table = gallery.read(f"dataset:{tmp_path / 'set'}:train", tmp_path / "out")
-    assert table.refused.notna().tolist() == [False, True] and len(list((tmp_path / "out/pictures").iterdir())) == 1
+    assert table[sources.REFUSED].notna().tolist() == [False, True] and len(list((tmp_path / "out/pictures").iterdir())) == 1
 
 
 @pytest.mark.parametrize("bad", [None, {"bytes": None, "path": "gone.png"}, {"bytes": b"", "path": None}, {"bytes": b"x", "path": None}])

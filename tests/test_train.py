@@ -402,3 +402,10 @@ def test_a_pushed_scorer_is_the_saved_one(pushed, clip_folder, tmp_path, name):
     assert "micro numbers" in card and "Known failures" in card and card.startswith("---\n")
     trainable = type(scorer).from_pretrained(str(tmp_path / "arrived"))  # another path through torch's attention than frozen weights take
     assert torch.allclose(trainable.score(pixels, ["a", "b"]), scorer.score(pixels, ["a", "b"]), atol=2e-6)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9])
+def test_about_the_share_asked_for_is_held_out(share):
+    groups = torch.arange(300).repeat_interleave(2)
+    held = train._held_out(groups, share)
+    assert held.double().mean().item() == pytest.approx(share, abs=0.04) and torch.equal(held[::2], held[1::2])

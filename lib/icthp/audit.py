@@ -4,6 +4,7 @@ before and after pictures were made alike in it, and on pairs into which nothing
 import io
 
 import numpy as np
+import pandas as pd
 from PIL import Image, ImageFilter
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_predict
@@ -51,6 +52,8 @@ def cues(content: bytes) -> dict[str, np.ndarray]:
     """Low-level cues of one picture file: container format, size in pixels, bytes a pixel (log), colour moments, edge
     strength, power spectrum in rings of frequency (log). ValueError for contents that cannot be read."""
     format, pixels = _how(content)[0], _pixels(content)
+    if min(pixels.shape[:2]) < 2:
+        raise ValueError(f"cannot be audited: it has {pixels.shape[1]} x {pixels.shape[0]} pixels, and an edge needs two")
     grey = pixels.mean(2)
     power = np.abs(np.fft.rfft2(grey - grey.mean())) ** 2
     dy, dx = np.abs(np.diff(grey, axis=0)), np.abs(np.diff(grey, axis=1))
@@ -84,10 +87,15 @@ def predict_better(worse: list[bytes], better: list[bytes], groups=None, folds: 
     trained on the other folds, names the better picture, 0.5 where it sees no difference. Chance is 0.5; the order inside
     each pair is random. groups (n ids, e.g. prompts): those of one group are in one fold.
     ValueError names a picture that cannot be read."""
+    ids = np.arange(len(worse)) if groups is None else pd.factorize(pd.Series(list(groups), dtype=object))[0]
+    if len(worse) != len(better) or len(set(ids.tolist())) < folds or (ids < 0).any():
+        raise ValueError(
+            f"the audit needs pairs of at least {folds} groups, each pair with its group; there are {len(worse)} and {len(better)} pictures"
+        )
     a, b = _all_cues(worse, "worse"), _all_cues(better, "better")
     sign = np.random.default_rng(seed).choice([-1, 1], len(a))
     columns = {cue: np.stack([y[cue] - x[cue] for x, y in zip(a, b)]) * sign[:, None] for cue in CUES}
-    split = list(GroupKFold(folds).split(sign, groups=np.arange(len(a)) if groups is None else groups))
+    split = list(GroupKFold(folds).split(sign, groups=ids))
     columns["all"] = np.concatenate(list(columns.values()), 1)
     decide = lambda x: cross_val_predict(ranker(), x, sign, cv=split, method="decision_function") * sign
     return {cue: (np.sign(decide(x)) + 1) / 2 for cue, x in columns.items()}

@@ -44,7 +44,7 @@ def host(url: str, variable: str) -> Host:
     """RuntimeError without a usable key in the environment variable, ValueError for a url that is none."""
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise RuntimeError(f"no key for {url}: set the environment variable {variable}")
+        raise RuntimeError(f"no key for the endpoint: set the environment variable {variable}")
     if not re.fullmatch(r"[!-~]+", key):
         raise RuntimeError(f"the environment variable {variable} holds characters that no key has: set it anew")
     try:
@@ -52,7 +52,7 @@ def host(url: str, variable: str) -> Host:
     except httpx.InvalidURL:
         base = httpx.URL("")
     if base.scheme not in ("http", "https") or not base.host:
-        raise ValueError(f"{url!r} is no address of an endpoint: it should look like https://host/v1")
+        raise ValueError("the refiner's url is no address of an endpoint: it should look like https://host/v1")
     shown = base.copy_with(username="", password="", query=None, fragment=None)
     return Host(str(shown), base.copy_with(path=base.path.rstrip("/") + "/chat/completions"), Key(key), variable)
 

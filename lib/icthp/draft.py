@@ -6,6 +6,7 @@ to the latents is all that the transformer's backward pass needs.
 """
 
 import contextlib
+import copy
 import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,6 +80,8 @@ def generate(
     prompts = _texts(prompts)
     if any(given is not None and len(given) != len(prompts) for given in (ids, start)):
         raise ValueError(f"{len(prompts)} prompts need as many ids and start pictures, where those are given")
+    if start is not None and not start.is_floating_point():
+        raise ValueError(f"start pictures must be floats in [0, 1], not {start.dtype}")
     taken = steps if start is None else steps - int(max(steps - steps * strength, 0))
     if not 0 <= base_steps <= taken:
         raise ValueError(f"base_steps must lie in 0..{taken}, the steps taken, not {base_steps}")
@@ -116,6 +119,8 @@ def generate_shards(
     short. Under `accelerate launch` or `torchrun` each process draws every n-th shard and all return the whole; shards are
     cut alike whatever the number of processes, and so are the pictures."""
     process, shards, prompts = PartialState(cpu=pipe.device.type == "cpu"), [], _texts(prompts)
+    if len(ids) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts need as many ids, not {len(ids)}")
     own = identity.of_pipeline(pipe)
     for k, first in enumerate(range(0, len(prompts), shard)):
         part = slice(first, first + shard)
@@ -333,8 +338,21 @@ def tune(
         mean = rewards[kept].mean()
         return -mean, {"reward": mean, "dropped": (~kept).sum(), "jpeg_kb": jpeg_bytes(pixels[kept]).mean() / 1000}
 
-    recipe = (recipe or {}) | {"batch": batch, "prompts": files.digest(prompts), "update": identity.of(update)}
+    recipe = (recipe or {}) | {
+        "batch": batch,
+        "prompts": files.digest(prompts),
+        "update": identity.of(update),
+        "reward": _of_reward(reward),
+    }
     return fit(transformer, loss_at, seed=seed, recipe=recipe, **options)
+
+
+def _of_reward(reward) -> object:
+    """Which reward this is: a scorer's weights, or a function's code; what a function has in its hands may change while it runs."""
+    owner = getattr(reward, "__self__", reward)
+    if isinstance(owner, torch.nn.Module):
+        return identity.of(owner)
+    return identity.of_code(reward) if inspect.isfunction(reward) else identity.of(reward)
 
 
 def _noise(pipe, count: int, size, generator) -> Tensor:
@@ -353,11 +371,17 @@ def _velocity(transformer, x: Tensor, sigma: float | Tensor, told) -> Tensor:
 
 
 def _sigmas(pipe: StableDiffusion3Pipeline, steps: int) -> Tensor:
-    """(steps + 1,) noise levels from 1 to 0, by the pipeline's own scheduler."""
-    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    """(steps + 1,) noise levels from 1 to 0, by the pipeline's own scheduler as it stands. ValueError for one whose steps are no plain
+    Euler steps between them."""
+    scheduler = copy.deepcopy(pipe.scheduler)
     if scheduler.config.get("use_dynamic_shifting"):
         raise ValueError("dynamic shifting of the noise schedule is not supported; load the pipeline with a fixed `shift`")
+    if scheduler.config.get("stochastic_sampling"):
+        raise ValueError("a scheduler with stochastic_sampling is not supported: load the pipeline without it")
     scheduler.set_timesteps(steps)
+    if len(scheduler.sigmas) != steps + 1 or scheduler.sigmas[-1] != 0:
+        name = type(scheduler).__name__
+        raise ValueError(f"{name} is not supported, its {steps} steps are no Euler steps: take a FlowMatchEulerDiscreteScheduler")
     return scheduler.sigmas
 
 
@@ -375,6 +399,8 @@ def _reward_gradient(pipe, latents: Tensor, rows: Tensor, reward, batch: int) ->
     rewards, pixels, gradients = [], [], []
     for part, r in zip(latents.split(batch), rows.split(batch)):
         picture, score = _scored(pipe, part.requires_grad_(True), r, reward)
+        if not score.requires_grad:
+            raise ValueError("this reward has no gradient in the pixels: tune with dpo_step, which asks it for an order only")
         gradients.append(torch.autograd.grad(-score.sum(), part)[0])
         rewards.append(score.detach())
         pixels.append(picture.detach())

@@ -19,7 +19,7 @@ def atomic(path, write: Callable[[Path], object]) -> Path:
     number of runs may write it at once. Returns `path`. Where write fails nothing is left; OSError names `path` where the disk failed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem[:80]}.{secrets.token_hex(4)}.partial{path.suffix}")
+    partial = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.partial{path.suffix}")
     try:
         write(partial)
         _flush(partial)
@@ -46,11 +46,13 @@ def save_json(path, value) -> Path:
 
 
 def atomic_folder(folder, write: Callable[[Path], object]) -> Path:
-    """Call write(temporary folder beside `folder`), then rename each of its files into `folder`, which keeps its other files. Where write
-    fails, `folder` is as it was, and OSError names it where the disk failed."""
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name[:80]}.{secrets.token_hex(4)}.partial")
+    """Call write(temporary folder inside `folder`), then rename each of its files into `folder`, which keeps its other files. Where write
+    fails, `folder` is as it was, and OSError names it where the disk failed. One run at a time may write a folder."""
+    folder, missing = Path(folder), not Path(folder).exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".????????.partial"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    partial = folder / f".{secrets.token_hex(4)}.partial"  # on the same disk, also where the folder is a link or a mount
     try:
         partial.mkdir()
         write(partial)
@@ -65,6 +67,8 @@ def atomic_folder(folder, write: Callable[[Path], object]) -> Path:
         raise OSError(f"{folder} could not be written; what was there before is untouched: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if missing and not any(folder.iterdir()):
+            folder.rmdir()
     return folder
 
 

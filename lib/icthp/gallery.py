@@ -4,6 +4,7 @@ import base64
 import html
 import importlib.metadata
 import io
+import json
 import re
 import threading
 from functools import partial
@@ -52,9 +53,9 @@ def score(scorers: dict, table: pd.DataFrame, store, shard: int = 64) -> pd.Data
     if not len(table):
         raise ValueError("there is no picture to score")
     own = ["error", "pixels", "cut"]
-    if taken := {"image", "prompt", "refused", *own} & set(scorers):
+    if taken := {"image", "prompt", sources.REFUSED, *own} & set(scorers):
         raise ValueError(f"a scorer may not be called {', '.join(sorted(taken))}: the table has such a column")
-    table, parts = table.drop(columns=[*own, *scorers], errors="ignore").reset_index(drop=True), []
+    table, parts = _storable(table.drop(columns=[*own, *scorers], errors="ignore").reset_index(drop=True)), []
     told = [[name, repr(scorer), files.fingerprint(scorer)] for name, scorer in scorers.items()]
     told += [files.code(*CODE.split()), *map(importlib.metadata.version, LIBRARIES)]
     bar = tqdm(total=len(table), desc="scoring", unit="pictures")
@@ -70,6 +71,17 @@ def score(scorers: dict, table: pd.DataFrame, store, shard: int = 64) -> pd.Data
     return whole
 
 
+def _storable(table: pd.DataFrame) -> pd.DataFrame:
+    """Columns of mixed values, which no parquet file can hold, as texts; those that are named by a number get a text for a name."""
+    mixed = [name for name in table.select_dtypes(object) if table[name].dropna().map(type).nunique() > 1 or _nested(table[name])]
+    text = lambda cell: cell if isinstance(cell, str) or cell is None else json.dumps(cell, default=str)
+    return table.assign(**{name: table[name].map(text) for name in mixed}).rename(columns=str)
+
+
+def _nested(column: pd.Series) -> bool:
+    return bool(column.map(lambda cell: isinstance(cell, (dict, list)) or isinstance(cell, int) and abs(cell) >= 1 << 63).any())
+
+
 def _kept(file: Path, make) -> pd.DataFrame:
     """The frame in a file, made anew where there is none or it is broken."""
     try:
@@ -81,7 +93,7 @@ def _kept(file: Path, make) -> pd.DataFrame:
 
 def _identities(rows: pd.DataFrame) -> list:
     """What tells each row apart: its picture's contents, not their name or time, and its prompt."""
-    texts = rows[[name for name in ("prompt", "refused") if name in rows]].map(lambda text: text if isinstance(text, str) else None)
+    texts = rows[[name for name in ("prompt", sources.REFUSED) if name in rows]].map(lambda text: text if isinstance(text, str) else None)
     return [[_contents(image), *row] for image, row in zip(rows.image, texts.itertuples(index=False))]
 
 
@@ -102,8 +114,8 @@ def _scored(scorers: dict, rows: pd.DataFrame) -> pd.DataFrame:
     groups, held = {}, 0  # {size: [(row, picture)]}, pixels in them
     for i, row in enumerate(rows.to_dict("records")):
         try:
-            if isinstance(row.get("refused"), str):
-                raise ValueError(row["refused"])
+            if isinstance(row.get(sources.REFUSED), str):
+                raise ValueError(row[sources.REFUSED])
             pixels = pictures.read(row["image"])
         except ValueError as error:
             out.loc[i, "error"] = str(error).removeprefix(pictures.shown(row["image"])).strip()

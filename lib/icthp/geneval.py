@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
 
 from icthp.files import atomic, save_text
-from icthp.pictures import SUFFIXES, shown, to_image
+from icthp.pictures import SUFFIXES, named, to_image
 from icthp.tables import read_jsonl
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -191,7 +191,7 @@ def read_folder(folder) -> pd.DataFrame:
         samples = [f for f in entries if f.suffix.lower() in SUFFIXES and f.stem.isdigit()]
         if not samples:
             raise ValueError(f"{prompt} has no pictures: samples/0000.png and so on; draw them or delete the folder")
-        rows += [{"image": shown(f), "prompt": metadata["prompt"], "metadata": metadata} for f in samples]
+        rows += [{"image": named(f), "prompt": metadata["prompt"], "metadata": metadata} for f in samples]
         left_out["files in samples that are no numbered picture"] += len(entries) - len(samples)
     if not rows:
         raise ValueError(f"{folder} holds no pictures in GenEval's layout: 00000/metadata.jsonl and 00000/samples/0000.png")

@@ -173,8 +173,21 @@ def save_sd3(pipe: StableDiffusion3Pipeline, folder) -> None:
     if inside := [k for k, part in parts.items() if any(".base_layer." in name for name in part.state_dict())]:
         remedy = "call pipe.fuse_lora() and then pipe.unload_lora_weights(), or save it alone by draft.save_lora"
         raise ValueError(f"the {inside[0]} has a LoRA inside that a pipeline folder cannot hold: {remedy}")
-    parts = pipe.components | {k: _copy(part) for k, part in parts.items()}
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **_shift(pipe.scheduler))
+    parts = pipe.components | {k: _copy(part) for k, part in parts.items()} | {"scheduler": scheduler}
     atomic_folder(folder, lambda partial: _write_sd3(StableDiffusion3Pipeline(**parts), partial))
+    for name in parts:  # older weights in shards or of another format would be read first
+        for old in Path(folder).glob(f"{name}/*"):
+            if old.name.endswith((".safetensors", ".bin", ".index.json")) and old.name not in WEIGHTS:
+                old.unlink()
+
+
+WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")  # as diffusers names them where it writes no shards
+
+
+def _shift(scheduler) -> dict:
+    """What set_shift made of it, which its config does not know."""
+    return {"shift": scheduler.shift} if "shift" in scheduler.config else {}
 
 
 def _write_sd3(pipe: StableDiffusion3Pipeline, folder: Path) -> None:

@@ -36,6 +36,8 @@ def of(value):
         return [of(value.__func__), of(value.__self__)]
     if inspect.isfunction(value):
         return _of_function(value)
+    if isinstance(value, nn.Module):
+        return [type(value).__qualname__, files.digest(repr(value)), files.fingerprint(value)]
     said = repr(value)
     return f"{type(value).__module__}.{type(value).__qualname__}" if " at 0x" in said else said  # an address is another in every process
 
@@ -53,6 +55,11 @@ def _of_function(function):
     return [name, files.digest(_code(function.__code__)), of(values)]
 
 
+def of_code(function) -> list:
+    """A function's name and what it does, without the values that it closes over."""
+    return [f"{function.__module__}.{function.__qualname__}", files.digest(_code(function.__code__))]
+
+
 def _code(code) -> list:
     """What a compiled function does: instructions, names and constants, without the lines that they stand in."""
     constants = [_code(part) if inspect.iscode(part) else repr(part) for part in code.co_consts]
@@ -64,15 +71,26 @@ def of_pipeline(pipe: DiffusionPipeline) -> dict:
     how strong they are, device class, libraries and the code of this project that draws."""
     parts = {name: _of_part(part) for name, part in sorted(pipe.components.items()) if part is not None}
     own = {"pipeline": type(pipe).__name__, "config": _config(pipe), "device": pipe.device.type}
+    if torch.is_autocast_enabled(pipe.device.type):
+        own["autocast"] = str(torch.get_autocast_dtype(pipe.device.type))
     return own | {"parts": parts, "versions": {name: version(name) for name in LIBRARIES}, "code": files.code(*DRAWS)}
 
 
 def _of_part(part) -> list:
-    own = [type(part).__name__, _config(part)]
+    own = [type(part).__name__, _config(part), str(getattr(part, "shift", ""))]  # a scheduler's, which set_shift moves
     if not isinstance(part, nn.Module):
         return own
-    tiles = [getattr(part, name, None) for name in ("use_tiling", "use_slicing")]  # an autoencoder's
-    return [*own, files.fingerprint(part), _adapters(part), tiles]
+    tiles = {name: str(value) for name, value in sorted(vars(part).items()) if name.startswith(("use_", "tile_"))}  # an autoencoder's
+    return [*own, files.fingerprint(part), _adapters(part), tiles, _hooks(part)]
+
+
+def _hooks(model: nn.Module) -> list:
+    """What somebody hung into its layers and may change what they do; transformers hangs in its own, which only look."""
+    foreign = lambda hook: not getattr(hook, "__module__", "").startswith("transformers.")
+    found = [[name, kind, [of(hook) for hook in getattr(m, kind).values() if foreign(hook)]]
+             for name, m in model.named_modules() for kind in ("_forward_hooks", "_forward_pre_hooks")]  # fmt: skip
+    added = [[name, sorted(m._diffusers_hook.hooks)] for name, m in model.named_modules() if hasattr(m, "_diffusers_hook")]
+    return [row for row in found if row[2]] + added
 
 
 def _config(part) -> dict:

@@ -44,8 +44,8 @@ def batch_indices(step: int, *, n: int, size: int, seed: int = 0) -> Tensor:
 
 @contextlib.contextmanager
 def guest():
-    """Also a decorator. Inside, torch's random numbers and accelerate's settings are this block's own; outside, the caller's go on as if
-    nothing had been drawn or set, however the block ends. Only a process group that the launch asks for remains."""
+    """Also a decorator. Inside, torch's random numbers, its autocast and accelerate's settings are this block's own; outside, the caller's
+    go on as if nothing had been drawn or set, however the block ends. Only a process group that the launch asks for remains."""
     states = [AcceleratorState, GradientState]
     if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", 1)) == 1:
         states.append(PartialState)  # holds the device, which a fit on the CPU would set for all that follow
@@ -54,7 +54,10 @@ def guest():
     for state in states:
         state._shared_state = type(state._shared_state)()  # the caller's Accelerator keeps the dictionary that it has
     try:
-        with torch.random.fork_rng(range(torch.cuda.device_count()) if cuda else []):
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if cuda else []), contextlib.ExitStack() as outside:
+            for kind in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(kind):
+                    outside.enter_context(torch.autocast(kind, enabled=False))
             yield
     finally:
         if not cuda:
@@ -109,6 +112,7 @@ def fit(
         raise ValueError(f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
     if keep not in ("last", "best") or keep == "best" and not (checkpoint and validate):
         raise ValueError(f'keep must be "last", or "best" with a checkpoint and a validation, not {keep!r}')
+    lr, weight_decay, betas, clip, ema = float(lr), float(weight_decay), tuple(map(float, betas)), float(clip), float(ema)  # not numpy's
     cpu = next(model.parameters()).device.type == "cpu"
     alone = PartialState(cpu=cpu).num_processes == 1
     accelerator = Accelerator(mixed_precision=precision, cpu=cpu, device_placement=not alone,  # alone, the model stays where it lies
@@ -120,8 +124,10 @@ def fit(
         "steps": steps, "lr": lr, "warmup": warmup, "schedule": schedule, "weight_decay": weight_decay, "betas": list(betas), "clip": clip,
         "accumulate": accumulate, "ema": ema, "seed": seed, "precision": precision, "patience": patience,
         "model": fingerprint(plain) if checkpoint else ""}  # fmt: skip
-    best = Path(checkpoint).with_suffix(".best.pt") if checkpoint else None
-    model.train()
+    recipe = {name: value.item() if hasattr(value, "item") else value for name, value in recipe.items()}
+    best = Path(checkpoint).with_name(Path(checkpoint).name.removesuffix(".pt") + ".best.pt") if checkpoint else None
+    _training(model)
+    optimizer.zero_grad()  # a gradient that the caller left is none of this run's
 
     def gradient(step: int) -> dict:
         parts = [_backward(accelerator, model, loss_at, step * accumulate + j, j, accumulate, seed) for j in range(accumulate)]
@@ -165,8 +171,17 @@ def fit(
             accelerator.wait_for_everyone()  # nobody removes the file before all have read it
     finally:
         accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # its forward is again the one that came, after an error too
+        optimizer.zero_grad()
     plain.eval()
     return history
+
+
+def _training(model: nn.Module) -> None:
+    """Training mode, but for the statistics of frozen batch norms, which would go on moving."""
+    model.train()
+    for part in model.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and not any(p.requires_grad for p in part.parameters()):
+            part.eval()
 
 
 def _due(step: int, steps: int, every: int) -> bool:
@@ -179,6 +194,7 @@ def _backward(accelerator: Accelerator, model, loss_at, i: int, j: int, accumula
     with contextlib.nullcontext() if j == accumulate - 1 else accelerator.no_sync(model):
         with accelerator.autocast():
             loss, numbers = loss_at(model, i)
+        torch.clear_autocast_cache()  # inside the caller's autocast it would keep these weights for the next step
         if loss.requires_grad:
             accelerator.backward(loss / accumulate)
         elif j == accumulate - 1:  # a DRaFT step has left its own gradients
@@ -213,7 +229,7 @@ def _judge(validate, model: nn.Module, history: list[dict], best: Path | None) -
     with torch.no_grad():
         said = validate(model, history[-1]["step"])
     history[-1] |= {k: float(v) for k, v in (said if isinstance(said, dict) else {"val_loss": said}).items()}
-    model.train()
+    _training(model)
     if not math.isfinite(history[-1]["val_loss"]):
         raise FloatingPointError(f"the validation loss is {history[-1]['val_loss']} at step {history[-1]['step']}")
     if best and history[-1]["val_loss"] <= min(record["val_loss"] for record in history if "val_loss" in record):

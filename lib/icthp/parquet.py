@@ -19,17 +19,29 @@ BATCH = 64  # rows in memory at a time
 def shards(folder, split: str, remedy: str) -> list[str]:
     """The files of a split, in order: {split}.parquet or its shards, in `folder` or folder/data, or all files of a folder that has the
     split's name. FileNotFoundError says `remedy` where there are none, or fewer than their own names count."""
-    folder, named = Path(folder), re.compile(rf"{re.escape(split)}(-\d+(-of-(\d+).*)?)?")
-    own = lambda place: [p for p in sorted(place.glob("*.parquet")) if named.fullmatch(p.stem)]
+    folder, named = Path(folder), _named(split)
+    own = lambda place: of_split(place, split)
     all_in = lambda place: [p for p in sorted((place / split).glob("*.parquet")) if not p.name.startswith(".")]
     places = folder / "data", folder / "default"  # "default": of a data set without configurations, as the Hub converts it
     files = own(folder) or own(folder / "data") or next(filter(None, map(all_in, (folder, *places))), [])
     if not files:
         raise FileNotFoundError(f"{folder / split}.parquet is missing: {remedy}")
+    sets = {(found[1] is not None, found[3]) for p in files if (found := named.fullmatch(p.stem))}
+    if len(sets) > 1:
+        raise ValueError(f"{files[0].parent} holds files of {split} of two writings, {files[0].name} and {files[-1].name}: keep one set")
     count = max((int(found[3]) for p in files if (found := named.fullmatch(p.stem)) and found[3]), default=0)
     if len(files) < count:
         raise FileNotFoundError(f"{folder} has {len(files)} of the {count} files of {split}: {remedy}")
     return list(map(str, files))
+
+
+def of_split(folder: Path, split: str) -> list[Path]:
+    """The files in a folder that bear the split's name, in order."""
+    return [p for p in sorted(folder.glob("*.parquet")) if _named(split).fullmatch(p.stem)]
+
+
+def _named(split: str) -> re.Pattern:
+    return re.compile(rf"{re.escape(split)}(-\d+(-of-(\d+).*)?)?")
 
 
 def check_columns(files: list[str], names, remedy: str) -> None:

@@ -3,11 +3,12 @@
 import copy
 import html
 import io
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from numbers import Real
 from pathlib import Path
@@ -21,9 +22,9 @@ import torch
 from torch import Tensor
 
 from icthp import losses, microworld, prompts
-from icthp.files import atomic, code, digest, save_text
+from icthp.files import atomic, atomic_folder, code, digest, save_text
 from icthp.parquet import as_files as as_files
-from icthp.parquet import check_columns, read, shards
+from icthp.parquet import check_columns, of_split, read, shards
 from icthp.parquet import unreadable as unreadable
 from icthp.pictures import encode, problem, stack
 from icthp.recipe import Recipe, of_side
@@ -121,22 +122,34 @@ def _checked(rows: Iterable[dict], where: str) -> Iterator[dict]:
 
 
 def write(rows: Iterable[dict], folder, split: str, features: datasets.Features = TRIPLETS, shard: int = 256) -> int:
-    """Rows as {folder}/{split}-00000.parquet ..., each file whole or not at all, one shard in memory; a column that a row
-    lacks is null. Older files of the split beyond the last go. Returns the number of rows. Triplets are checked:
-    ValueError for a row that breaks an invariant of the labels, lacks what is not OPTIONAL, or repeats a prompt_id."""
-    rows, folder, count, number = iter(_checked(rows, f"{folder}, {split}") if features is TRIPLETS else rows), Path(folder), 0, 0
-    while part := list(islice(rows, shard)):
-        file = folder / f"{split}-{number:05d}.parquet"
-        try:
-            table = pa.Table.from_pylist(part, features.arrow_schema)
-        except (pa.ArrowException, TypeError, AttributeError) as error:
-            raise ValueError(f"{file}, rows {count} to {count + len(part) - 1}: a value is not of its column's type: {error}") from error
-        atomic(file, partial(pq.write_table, table, row_group_size=64))
-        count, number = count + len(part), number + 1
-    for old in folder.glob(f"{split}-{'[0-9]' * 5}.parquet"):
-        if int(old.stem[-5:]) >= number:
+    """Rows as {folder}/{split}-00000.parquet ..., one shard in memory; a column that a row lacks is null. The files of the split that
+    were there, under whatever names the Hub gives them, go when all new ones are written; until then they are untouched. Returns the
+    number of rows. Triplets are checked: ValueError for a row that breaks an invariant of the labels, lacks what is not OPTIONAL, or
+    repeats a prompt_id."""
+    rows, folder, count = iter(_checked(rows, f"{folder}, {split}") if features is TRIPLETS else rows), Path(folder), 0
+
+    def write_all(partial_: Path) -> None:
+        nonlocal count
+        for number in itertools.count():
+            if not (part := list(islice(rows, shard))):
+                return
+            file = f"{split}-{number:05d}.parquet"
+            pq.write_table(_table(part, features, f"{folder / file}, rows {count} to {count + len(part) - 1}"), partial_ / file,
+                           row_group_size=64)  # fmt: skip
+            count += len(part)
+
+    atomic_folder(folder, write_all)
+    for old in of_split(folder, split):
+        if not old.stem.removeprefix(f"{split}-").isdecimal() or int(old.stem[-5:]) * shard >= count:
             old.unlink()
     return count
+
+
+def _table(rows: list[dict], features: datasets.Features, where: str) -> pa.Table:
+    try:
+        return pa.Table.from_pylist(rows, features.arrow_schema)
+    except (pa.ArrowException, TypeError, AttributeError) as error:
+        raise ValueError(f"{where}: a value is not of its column's type: {error}") from error
 
 
 CARD = """---
@@ -260,6 +273,8 @@ class Triplets:
         """From now on `pixels` reads a file of bytes in `folder`, (n, 3, 3, height, width), which is made here if these pictures, this
         recipe and this code have none: each picture is decoded and resized once, and rounded to 1/255. What another data set or older
         code of this split left in `folder` goes then; a run that reads it keeps it until it ends."""
+        if self.change:
+            raise ValueError("pictures that were changed first are not kept: they would be taken for the data's own")
         how = digest(code(*DECODING), PIL.__version__, torch.__version__)
         file = Path(folder) / f"{self.split}-{self.fingerprint}-{digest(list(self.recipe))}-{how}.npy"
         try:

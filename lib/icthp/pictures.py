@@ -4,7 +4,7 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,7 @@ def opened(picture) -> Iterator[Image.Image]:
         if isinstance(picture, Image.Image):
             yield picture
             return
-        with Image.open(picture if hasattr(picture, "read") else _regular(picture), formats=FORMATS) as image:
+        with _file_of(picture) as file, Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MOST:
                 raise ValueError(
                     f"it has {image.width} x {image.height} pixels, and at most {MOST // 10**6} million are read; scale it down"
@@ -58,19 +58,32 @@ def opened(picture) -> Iterator[Image.Image]:
         raise ValueError(f"{shown(picture)} cannot be read: {_why(error)}") from error
 
 
-def _regular(path) -> Path:
-    """The path, unless it is no file or one that never ends: a pipe, a device."""
-    if not Path(path).is_file():
-        hint = "; a name that is not UTF-8 is shown with \\x.., rename such a file" if "\\x" in str(path) else ""
-        raise ValueError(("it is not a regular file" if Path(path).exists() else "there is no such file") + hint)
-    return Path(path)
+def _file_of(picture):
+    """An open file. Pillow gets no path: it would map a raw TIFF into memory with the sides that its orientation swaps."""
+    if hasattr(picture, "read"):
+        return nullcontext(picture)
+    path = _bytes_of(picture)
+    if not os.path.isfile(path):  # a pipe or a device would never end
+        hint = "; a name that is not UTF-8 is shown with \\x.., rename such a file" if b"\\x" in path else ""
+        raise ValueError(("it is not a regular file" if os.path.exists(path) else "there is no such file") + hint)
+    return open(path, "rb")
+
+
+def _bytes_of(path) -> bytes:
+    """A path as the disk has it, whatever the locale."""
+    return os.fspath(path).encode("utf-8", "surrogateescape")
+
+
+def named(path) -> str:
+    """A path as text that a table can hold."""
+    return _bytes_of(path).decode(errors="backslashreplace")
 
 
 def shown(picture) -> str:
-    """How a message and a table name a picture: a path as printable text, the end of it where it is long."""
+    """How a message names a picture: a path as printable text, the end of it where it is long."""
     if isinstance(picture, Image.Image) or hasattr(picture, "read"):
         return "the picture"
-    text = os.fsencode(picture).decode(errors="backslashreplace")
+    text = named(picture)
     return text if len(text) <= 300 else f"...{text[-300:]}"
 
 
@@ -85,7 +98,8 @@ def read(picture) -> Tensor:
     numbers from 0 to 65535, floats in [0, 1]; transparency is dropped. ValueError names a picture that cannot be read, has more than MOST
     pixels or other numbers."""
     with opened(picture) as image:
-        return torch.from_numpy(_array(upright(image))).permute(2, 0, 1)
+        white = _white(image)  # whose tags a turned picture has lost
+        return torch.from_numpy(_array(upright(image), white)).permute(2, 0, 1)
 
 
 def to_pixels(picture) -> Tensor:
@@ -98,9 +112,9 @@ def to_image(picture) -> Image.Image:
     return Image.fromarray(read(picture).permute(1, 2, 0).numpy())
 
 
-def _array(image: Image.Image) -> np.ndarray:
+def _array(image: Image.Image, white: float | None) -> np.ndarray:
     """(h, w, 3) uint8, strip by strip, for a large picture should be in memory once."""
-    (width, height), white = image.size, _white(image)
+    width, height = image.size
     if not width or not height:
         raise ValueError(f"it has {width} x {height} pixels")
     out, rows = np.empty((height, width, 3), np.uint8), max(1, STRIP // width)
@@ -112,7 +126,11 @@ def _array(image: Image.Image) -> np.ndarray:
 
 def _white(image: Image.Image) -> float | None:
     """The number that is white in a mode of deep greys, None for other modes."""
-    tags = getattr(image, "tag_v2", {}) if image.mode[0] in "IF" else {}
+    tags = getattr(image, "tag_v2", {})
+    deepest = max(tags.get(258, (8,)))
+    if 2 in tags.get(339, ()) and deepest <= 16 or deepest > 8 and tags.get(284) == 2:
+        raise ValueError("this TIFF holds signed numbers, or deep colours plane by plane; save it with 8 bits")
+    tags = tags if image.mode[0] in "IF" else {}
     if tags.get(262) == 0:  # Pillow turns such pictures round only where they have 8 bits
         raise ValueError("in this TIFF of deep greys white is 0; save it with black as 0")
     if image.mode.startswith("I;16"):
@@ -122,8 +140,8 @@ def _white(image: Image.Image) -> float | None:
     (low, high), (mode, white) = image.getextrema(), {"I": ("whole numbers", 65535), "F": ("floats", 1)}[image.mode]
     if not 0 <= low <= high <= white:
         raise ValueError(f"its {mode} go from {low:.6g} to {high:.6g}, and only 0 to {white} has a meaning; scale it")
-    if image.mode == "I" and image.format != "PPM" and 0 < high < 256:
-        raise ValueError(f"its 32-bit numbers go up to {high}, so that white may be 255 or 65535; save it with 8 or 16 bits")
+    if image.mode == "I" and image.format != "PPM" and 0 < high < 4096:
+        raise ValueError(f"its 32-bit numbers go up to {high}, so that white may be 255, 4095 or 65535; save it with 8 or 16 bits")
     return white
 
 
@@ -166,7 +184,7 @@ def read_table(source) -> pd.DataFrame:
 
 def _read_folder(folder: Path) -> pd.DataFrame:
     entries = sorted(folder.iterdir())
-    files = [shown(p) for p in entries if not left_out(p)]
+    files = [named(p) for p in entries if not left_out(p)]
     table = pd.DataFrame({"image": files, "prompt": pd.Series([None] * len(files), dtype=object)})
     table.attrs["left_out"] = dict(Counter(reason for p in entries if (reason := left_out(p))))
     return table

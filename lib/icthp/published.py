@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from icthp import frames
+from icthp.parquet import shards
 from icthp.pick_high import broken
 from icthp.pictures import problem
 
@@ -77,9 +78,7 @@ def pickapic(folder, split: str, rejects: list[dict], batch: int = 64) -> Iterat
 
     prompt_id is the row's number in the split. Rows without a vote, ties, empty prompts, labels of another type and pictures that are
     no bytes or cannot be read are left out. FileNotFoundError or ValueError names a folder or file that is no part of it."""
-    files = sorted(Path(folder).glob(f"{split}-*.parquet")) or sorted(Path(folder).glob(f"data/{split}-*.parquet"))
-    if not files:
-        raise FileNotFoundError(f"{folder} has no {split}-*.parquet: it should be a download of Pick-a-Pic v2")
+    files = map(Path, shards(folder, split, "the folder should be a download of Pick-a-Pic v2"))
     number = count()
     for row in (row for path in files for row in _rows(path, batch)):
         i, reason = next(number), _vote(row)

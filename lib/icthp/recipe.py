@@ -102,7 +102,10 @@ def of_transformers(said: dict, side: int, source) -> Recipe:
     if more := sorted(key for key, value in said.items() if key.startswith("do_") and value and key not in KNOWN):
         raise ValueError(f"{source}: `{more[0]}` is {said[more[0]]!r}, which is not done here")
     resizes, crops = said.get("do_resize", True), said.get("do_center_crop", True)
-    mode, resize = _resized(said.get("size", {"shortest_edge": 224}), source) if resizes else ("none", None)
+    stated = said.get("size", {"shortest_edge": 224})
+    if isinstance(stated, int) and said.get("default_to_square"):
+        stated = {"height": stated, "width": stated}
+    mode, resize = _resized(stated, source) if resizes else ("none", None)
     if not crops and mode != "squash":
         raise ValueError(f"{source}: `do_center_crop` is false, so that pictures keep their aspect; a tower that reads a square needs true")
     size = _pair({"crop_size": said.get("crop_size", 224)}, "crop_size", source) if crops else resize
@@ -127,7 +130,10 @@ def _resized(size, source) -> tuple[str, tuple[int, int]]:
 
 def _normalisation(said: dict, source) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std for pixels in [0, 1] of a processor that reads bytes, perhaps rescales them and perhaps normalises."""
-    scale = 255 * said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 255.0
+    factor = said.get("rescale_factor", 1 / 255)
+    if not _number(factor) or factor <= 0:
+        raise ValueError(f"{source}: `rescale_factor` is {factor!r}; it must be a positive number such as 0.00392156862745098")
+    scale = 255 * factor if said.get("do_rescale", True) else 255.0
     mean, std = (0.0,) * 3, (1.0,) * 3
     if said.get("do_normalize", True):
         mean = _three(said.get("image_mean", open_clip.OPENAI_DATASET_MEAN), "image_mean", source)

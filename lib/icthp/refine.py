@@ -214,6 +214,7 @@ CLASSES = (  # words of one class; a prompt with one of them changed is a near m
     ("two", "three", "four", "five", "six"),
     ("left of", "right of", "above", "below", "behind", "in front of", "on top of", "under"),
 )
+SAME = ({"below", "under"}, {"above", "on top of"})  # words that are not told apart
 MICROWORLD = (microworld.COLOURS, microworld.COUNTS, microworld.RELATIONS)
 
 
@@ -226,5 +227,6 @@ def near_miss(prompt: str, seed: int, classes=CLASSES) -> str:
         return ""
     dice = random.Random(f"{seed} {prompt}")
     match, words = dice.choice(found)
-    other = dice.choice([w for w in words if w != " ".join(match[0].lower().split())])
+    own = " ".join(match[0].lower().split())
+    other = dice.choice([w for w in words if w != own and {w, own} not in SAME])
     return prompt[: match.start()] + other + prompt[match.end() :]

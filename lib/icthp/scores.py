@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from icthp import hub, imagereward, kernels, pictures, recipe, weights
-from icthp.files import save_json
+from icthp.files import digest, save_json
 from icthp.imagereward import ImageRewardScorer
 from icthp.losses import no_autocast
 from icthp.recipe import Recipe
@@ -18,6 +18,7 @@ from icthp.scorer import Scorer, through, wide
 from icthp.scorer import check as check
 from icthp.share import Shared
 
+PROBE = "A  photo of 2 “red” cats, R&amp;D and a café \U0001f600."  # tokenizers differ in what they do with it
 SOURCES = {"clip": "local-dir:data/hub/clip", "pickscore": "local-dir:data/hub/pickscore", "ict": "local-dir:models/ict",
            "hp": "models/hp", "icthp": "models", "hpsv2": None, "imagereward": None,
            "aesthetic": None, "jpeg": ""}  # fmt: skip
@@ -59,7 +60,8 @@ class ClipScorer(Scorer, Shared):
 
     def extra_repr(self) -> str:
         """What tells scorers of equal weights apart."""
-        return f"scaled={self.scaled}, {self.recipe}, folded={self.folded}"
+        tokens = digest(self.architecture, self.tokenizer([PROBE]).tolist())  # equal weights may be read by other heads or other tokens
+        return f"scaled={self.scaled}, {self.recipe}, folded={self.folded}, tokens={tokens}"
 
     @property
     def recipe(self) -> Recipe:
@@ -304,7 +306,8 @@ def load_hp(source: str, where: dict | None = None) -> HpScorer:
     """A folder that HpScorer.save_pretrained wrote, or the released layout: hp_backbone/pytorch_model.bin and
     hp_scorer/mlp_pytorch_model.bin."""
     folder = weights.folder_of(source, **(where or {}))
-    if (released := folder / "hp_scorer/mlp_pytorch_model.bin").exists():
+    released = folder / "hp_scorer/mlp_pytorch_model.bin"
+    if released.exists() and not (folder / "hp.safetensors").exists():
         clip = load_clip(f"local-dir:{folder / 'hp_backbone'}")
         state = {name.removeprefix("layers."): value for name, value in weights.read_state(released).items()}
         if "0.weight" not in state:

@@ -9,10 +9,12 @@ import pandas as pd
 
 from icthp import files, pictures
 
+REFUSED = "why a picture was refused"  # the column's name, which no table of others will have
+
 
 def read_dataset(name: str, split: str, out: Path) -> pd.DataFrame:
     """image (a file in `out`/pictures) and prompt (None where there is none) of each row; where rows have no picture that may be read,
-    the column `refused` says why. ValueError for a data set without a column of pictures.
+    the column REFUSED says why. ValueError for a data set without a column of pictures.
 
     Of a local data set nothing is kept in the home folder; one of the Hub is downloaded to where the Hub's libraries keep it."""
     out.mkdir(parents=True, exist_ok=True)
@@ -26,16 +28,26 @@ def read_dataset(name: str, split: str, out: Path) -> pd.DataFrame:
             raise ValueError(f"the column `image` of the dataset {name} holds no pictures: {error}") from error
         roots = _roots(name, work)
         given = [_put(row["image"], out / f"pictures/{i:06d}", roots) for i, row in enumerate(rows)]
-        prompts = rows["prompt"][:] if "prompt" in rows.column_names else [None] * len(rows)
-    table = pd.DataFrame(given, columns=["image", "refused"]).astype(object).assign(prompt=pd.Series(prompts, dtype=object))
-    return table[["image", "prompt", "refused"] if table.refused.notna().any() else ["image", "prompt"]]
+        prompts = _texts(rows["prompt"][:], name) if "prompt" in rows.column_names else [None] * len(rows)
+    table = pd.DataFrame(given, columns=["image", REFUSED]).astype(object).assign(prompt=pd.Series(prompts, dtype=object))
+    return table[["image", "prompt", REFUSED] if table[REFUSED].notna().any() else ["image", "prompt"]]
+
+
+def _texts(prompts: list, name: str) -> list[str | None]:
+    """None where a prompt is missing or empty. ValueError for what is no text: a metadata.csv's 7 may have been 007."""
+    wrong = next((i for i, prompt in enumerate(prompts) if prompt is not None and not isinstance(prompt, str)), None)
+    if wrong is not None:
+        why = "store the column as texts, in a metadata.jsonl for a folder of pictures"
+        raise ValueError(f"the dataset {name}: the prompt of row {wrong} is {str(prompts[wrong])[:60]!r}, which is no text; {why}")
+    return [prompt or None for prompt in prompts]
 
 
 def _roots(name: str, work: str) -> list[Path]:
     """The folders in which a data set's own pictures lie, the first for relative names."""
     own = Path(name).resolve()
     if own.exists():
-        return [own.parents[1] if own.parent.name == "snapshots" else own, Path(work).resolve()]  # the Hub's snapshots link to blobs
+        linked = own.parent.name == "snapshots" and own.parents[1].name.startswith("datasets--")  # the Hub's snapshots link to blobs
+        return [own, Path(work).resolve(), *([own.parents[1]] if linked else [])]
     cache = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}"
     return [cache.resolve(), (Path(datasets.config.HF_DATASETS_CACHE) / "downloads/extracted").resolve()]
 

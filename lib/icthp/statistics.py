@@ -13,16 +13,17 @@ def interval(values, groups=None, trainings=None, *, bounds=(0, 1), confidence=0
 
     groups (n ids, e.g. prompts): whole groups are resampled and keep all their rows (the cluster bootstrap; Field and Welsh 2007), so the
     mean is that of the rows, as published accuracies are, and the interval allows for rows that belong together; by default each row is
-    a group. trainings (n ids, e.g. seeds): these are resampled too, crossed with the groups. Where all values agree and lie within
-    `bounds`, the bootstrap has no width: then the bounds are exact, Clopper and Pearson's (1934) for shares of 0 or 1 over as many draws
-    as there are groups. ValueError for a value that is not finite, a missing id, or fewer than two groups."""
+    a group. trainings (n ids, e.g. seeds): these are resampled too, crossed with the groups. Where the means of all groups agree and lie
+    within `bounds`, the bootstrap has no width: then the bounds are exact, Clopper and Pearson's (1934) for shares of 0 or 1 over as many
+    draws as there are groups. ValueError for a value that is not finite, a missing id, fewer than two groups, or a group without rows
+    of some training."""
     values, tail = np.asarray(values, dtype=np.float64), (1 - confidence) / 2
     _refuse(~np.isfinite(values), "value {} is not finite")
     sums, counts = _tables(values, groups, trainings)
     if len(sums) < 2:
         raise ValueError(f"an interval needs at least two values, of two groups, not {len(sums)}")
     mean = values.mean().item()
-    if np.ptp(values) == 0 and bounds[0] <= mean <= bounds[1]:
+    if np.ptp(sums.sum(1) / counts.sum(1)) < 1e-12 and np.ptp(sums.sum(0) / counts.sum(0)) < 1e-12 and bounds[0] <= mean <= bounds[1]:
         elsewhere = 1 - tail ** (1 / len(sums))  # a share so large of the population may differ and never have been drawn
         low, high = ((1 - elsewhere) * mean + elsewhere * bound for bound in bounds)
     else:
@@ -36,13 +37,16 @@ def _tables(values: np.ndarray, groups, trainings) -> tuple[np.ndarray, np.ndarr
     shape = (rows.max(initial=-1) + 1, columns.max(initial=-1) + 1)
     place = rows * shape[1] + columns
     table = lambda weights: np.bincount(place, weights, minlength=shape[0] * shape[1]).reshape(shape)
-    return table(values), table(np.ones(len(values)))
+    sums, counts = table(values), table(np.ones(len(values)))
+    if not counts.all():
+        raise ValueError("every group must have rows of every training")
+    return sums, counts
 
 
 def _codes(ids, count: int, own: bool) -> np.ndarray:
     if ids is None:
         return np.arange(count) if own else np.zeros(count, dtype=int)
-    codes, _ = pd.factorize(np.asarray(ids))
+    codes, _ = pd.factorize(pd.Series(ids.tolist() if hasattr(ids, "tolist") else list(ids), dtype=object))
     if len(codes) != count:
         raise ValueError(f"{count} values need as many ids, not {len(codes)}")
     _refuse(codes < 0, "value {} has no id of its group")
@@ -64,7 +68,10 @@ def _bootstrap(sums: np.ndarray, counts: np.ndarray, resamples: int, seed: int) 
 def paired(a, b, groups=None, trainings=None, *, bounds=(-1, 1), resamples: int = 10_000, seed: int = 0) -> dict:
     """`interval` of a - b (n,), and `p`: two-sided, of a permutation test in which whole groups change sides; it conditions on the
     trainings."""
-    difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"a and b must be (n,) both, not {a.shape} and {b.shape}")
+    difference = a - b
     found = interval(difference, groups, trainings, bounds=bounds, seed=seed)
     sums = _tables(difference, groups, None)[0][:, 0]
     test = stats.permutation_test((sums, np.zeros_like(sums)), lambda x, y, axis: (x - y).sum(axis), permutation_type="samples",
@@ -83,7 +90,8 @@ def flat(name: str, values, groups=None, **options) -> dict:
 
 def keyed(name: str, row: dict) -> dict:
     """The same of a row of a table of intervals."""
-    return {name: row["mean"]} | {f"{name}_{key}": row[key] for key in ("low", "high", "n", "groups") if key in row}
+    known = {name: row["mean"]} | {f"{name}_{key}": row[key] for key in ("low", "high", "n", "groups") if key in row}
+    return {key: value for key, value in known.items() if value == value}  # a correlation with a constant has no number
 
 
 def wins(better: Tensor, worse: Tensor) -> Tensor:

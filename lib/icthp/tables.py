@@ -43,7 +43,7 @@ def read_csv(file, names: list[str] | None = None, **form) -> pd.DataFrame:
     if names is None:
         if not rows:
             raise ValueError(f"{file} is empty; its first line must name the columns")
-        names = [name or f"Unnamed: {i}" for i, name in enumerate(rows.pop(0)[1])]
+        names = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(rows.pop(0)[1])]
     for line, row in rows:
         if len(row) != len(names):
             raise ValueError(f"{file}, line {line} has {len(row)} cells, not the {len(names)} of {', '.join(names)}: "
@@ -124,6 +124,7 @@ def declared(source, table: pd.DataFrame, texts=(), numbers=(), optional=(), fil
     one, or no number where it must be one."""
     needed = [*files, *texts, *numbers]
     missing = [name for name in needed if name not in table]
+    missing += [name for name in optional if name not in table and name in [str(column).strip().lower() for column in table]]
     if missing:
         raise ValueError(f"{source} has no column `{'`, `'.join(missing)}`; it has {', '.join(map(str, table.columns))}")
     if not table.columns.is_unique:
@@ -151,7 +152,7 @@ def _text(cell, where: str) -> str | None:
     if _missing(cell):
         return None
     if not isinstance(cell, str):
-        raise ValueError(f"{where} is {cell!r}, which is no text; store the column as texts")
+        raise ValueError(f"{where} is {repr(cell)[:60]}, which is no text; store the column as texts")
     try:
         cell.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -5,6 +5,7 @@ Notebooks 03 and 04 and the study call `ict` and `hp` on one process. On several
 """
 
 import argparse
+import math
 import shutil
 import sys
 from datetime import timedelta
@@ -13,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from accelerate import PartialState
+from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from icthp import evaluate, kernels, losses, pick_high, scores
@@ -163,7 +165,7 @@ def _train(scorer: scores.Scorer, model: nn.Module, loss_of, train: pick_high.Tr
     if cache:
         with state.main_process_first():
             train.cache(_store(out))
-    held = train.groups % round(1 / validation) == 0 if validation else torch.zeros(len(train), dtype=torch.bool)
+    held = _held_out(train.groups, validation)
     learnt, judged = (~held).nonzero()[:, 0], held.nonzero()[:, 0]
     if len(learnt) < 2 or validation and len(judged) < 2:
         raise ValueError(f"keeping {validation:.0%} of the prompts of {len(train)} triplets for validation leaves too few on one side")
@@ -204,12 +206,26 @@ def _save(scorer: scores.Scorer, history: pd.DataFrame, folder: Path) -> None:
     history.to_parquet(folder / "history.parquet")
 
 
+def _held_out(groups: Tensor, share: float) -> Tensor:
+    """(n,) bool: about `share` of the prompts, all their rows; every k-th prompt where the share is about 1 / k."""
+    if not 0 <= share < 1:
+        raise ValueError(f"validation must lie in [0, 1), not {share}")
+    if not share:
+        return torch.zeros(len(groups), dtype=torch.bool)
+    every = round(1 / share)
+    near = math.isclose(1 / every, share, rel_tol=0.1)
+    return groups % every == 0 if near else ((groups + 1) * share).floor() > (groups * share).floor()
+
+
 # ---- partly frozen towers ---------------------------------------------------------------------------------------
 
 
 def image_tower(clip) -> tuple[list[nn.Module], list[nn.Parameter]]:
-    """An open_clip CLIP's image layers, lowest first, the last norm among them; and the parameters below them."""
+    """An open_clip CLIP's image layers, lowest first, the last norm among them; and the parameters below them. ValueError for a tower
+    that is no ViT."""
     visual = clip.visual
+    if not isinstance(visual, VisionTransformer):
+        raise ValueError(f"only a CLIP with a ViT can be trained, not one with a {type(visual).__name__}")
     return [*visual.transformer.resblocks, visual.ln_post], [
         visual.conv1.weight, visual.class_embedding, visual.positional_embedding, *visual.ln_pre.parameters()]  # fmt: skip
 

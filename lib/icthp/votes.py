@@ -37,6 +37,8 @@ def flickr8k(folder: Path) -> pd.DataFrame:
     are left out, as in CLIPScore (arXiv 2104.08718)."""
     captions = _tabs(folder / "Flickr8k.token.txt", ["caption", "prompt"])
     rows = _tabs(folder / "ExpertAnnotations.txt", ["file", "caption"], ["1", "2", "3"])
+    if unknown := sorted(set(rows.caption) - set(captions.caption)):
+        raise ValueError(f"{folder / 'Flickr8k.token.txt'} lacks {len(unknown)} captions that were judged, {unknown[0]} among them")
     rows = rows[rows.file != rows.caption.str.partition("#")[0]].merge(captions, on="caption")
     rows = rows.melt(["file", "prompt"], ["1", "2", "3"])
     return _table(folder / "Flicker8k_Dataset", rows.file, rows.prompt, alignment=rows.value)
@@ -123,10 +125,11 @@ def _confirmed(answer: dict, metadata: dict) -> float:
     right = []
     for i, want in enumerate(metadata["include"]):
         count, colour = answer.get(f"task-count-{i}"), answer.get(f"task-color-{i}")
-        right.append(count == want["count"] if metadata["tag"] == "counting" else count >= want["count"])
-        if "color" in want:
-            right.append(want["color"] in str(colour).split("|"))
-    return float(np.mean(right))
+        if count is not None and count == count:  # people leave questions out
+            right.append(count == want["count"] if metadata["tag"] == "counting" else count >= want["count"])
+        if "color" in want and isinstance(colour, str):
+            right.append(want["color"] in colour.split("|"))
+    return float(np.mean(right)) if right else np.nan
 
 
 # ---- agreement --------------------------------------------------------------------------------------------------
@@ -138,6 +141,8 @@ def agreement(table: pd.DataFrame, score: str = "score", resamples: int = 200, s
     of one prompt that it orders as people do (ties of the score count half, pairs that people call equal are left out, a picture counts by
     the mean of its judgements); `spearman`; `tau_c`, Kendall's tau-c over all judgements, as in CLIPScore. ValueError where nothing has
     both a score and a value."""
+    if (lacking := table[["prompt", "axis"]].isna().any(axis=1)).any():
+        raise ValueError(f"{lacking.sum()} votes have no prompt or axis, the first in row {int(lacking.to_numpy().argmax())}: fill them in")
     rows, table = [], table.dropna(subset=[score, "value"])
     table = table.assign(prompt=table.prompt.map(lambda p: same_prompt(str(p)), na_action="ignore"))
     if not len(table):
@@ -154,7 +159,8 @@ def agreement(table: pd.DataFrame, score: str = "score", resamples: int = 200, s
         draw = np.random.default_rng(seed).integers(len(by_prompt), size=(resamples, len(by_prompt)))
         for name, measure in measures.items():
             drawn = np.array([measure(chosen) for chosen in draw])
-            low, high = np.nanquantile(drawn, [0.025, 0.975]) if np.isfinite(drawn).any() else (np.nan, np.nan)
+            known = np.ptp(drawn[np.isfinite(drawn)]) > 0 if np.isfinite(drawn).any() else False  # else nothing is known of its spread
+            low, high = np.nanquantile(drawn, [0.025, 0.975]) if known else (np.nan, np.nan)
             found = {"mean": measure(range(len(by_prompt))), "low": low, "high": high, "n": len(part), "groups": len(by_prompt)}
             rows.append({"axis": axis, "measure": name} | found)
     return pd.DataFrame(rows)

@@ -9,7 +9,7 @@ import open_clip
 import torch
 from open_clip.convert import convert_state_dict
 from torch import Tensor, nn
-from transformers import AutoConfig, CLIPConfig
+from transformers import AutoConfig, AutoTokenizer, CLIPConfig
 
 from icthp import recipe
 from icthp.statefiles import FILES as FILES
@@ -243,8 +243,28 @@ def _read_transformers(folder: Path) -> tuple[nn.Module, object]:
     fill(model, to_open_clip(read_state(file)), file)
     _state_recipe(model, _transformers_recipe(folder, config["vision_cfg"]["image_size"]))
     text = config["text_cfg"]
-    own = text["vocab_size"] == 49408  # CLIP's own tokens; every copy of them is the same
-    return model, _tokenizer(folder, text | {"hf_tokenizer_name": "" if own else str(folder)}, True)
+    if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        return model, FolderTokenizer(folder, text["context_length"])
+    return model, _tokenizer(folder, text, True)  # CLIP's own tokens, as open_clip reads them
+
+
+class FolderTokenizer:
+    """A transformers folder's own tokenizer under open_clip's interface. It reads a text as it is, where open_clip's own mends quotes,
+    entities and white space first: PickScore, say, was trained without that."""
+
+    def __init__(self, folder: Path, context_length: int):
+        self.context_length = context_length
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{folder} has no tokenizer that can be read: {why}") from error
+
+    def __call__(self, texts: list[str] | str, context_length: int | None = None) -> Tensor:
+        """(b, context_length) int64, cut there."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        return self.tokenizer(texts, padding="max_length", truncation=True, max_length=context_length or self.context_length,
+                              return_tensors="pt").input_ids  # fmt: skip
 
 
 def _found(folder: Path, source) -> Path:
