@@ -69,7 +69,7 @@ def test_bad_options_are_named(triplets_folder, clip_folder, tmp_path):
         (train.ict, {"objective": "preference", "near_lambda": 1.0}, "near_lambda needs"),
         (train.ict, {"variant": "units", "theta": 1.0}, "takes no theta"),
         (train.hp, {"text_lambda": 1.0}, "text_lambda needs"),
-        (train.ict, {"validation": 0.7}, "too few on one side"),
+        (train.ict, {"validation": 1.0}, "validation must lie"),
     ):
         with pytest.raises(ValueError, match=message):
             stage(**common | options)

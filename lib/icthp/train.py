@@ -213,7 +213,7 @@ def _held_out(groups: Tensor, share: float) -> Tensor:
     if not share:
         return torch.zeros(len(groups), dtype=torch.bool)
     every = round(1 / share)
-    near = math.isclose(1 / every, share, rel_tol=0.1)
+    near = every > 1 and math.isclose(1 / every, share, rel_tol=0.1)
     return groups % every == 0 if near else ((groups + 1) * share).floor() > (groups * share).floor()
 
 
