@@ -51,6 +51,17 @@ def sd3_folder(clip_folder, tokenizer, tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def pipe(sd3_folder):
+    """A tiny pipeline with a LoRA that already does something."""
+    from icthp import draft
+
+    pipe = hub.load_pipeline(str(sd3_folder))
+    for p in draft.add_lora(pipe, rank=2):
+        torch.nn.init.normal_(p, std=0.2, generator=torch.Generator().manual_seed(1))
+    return pipe
+
+
 @pytest.fixture(scope="session")
 def triplets_folder(clip_folder, tmp_path_factory):
     """24 train and 6 test triplets of the microworld; I3 is a rich render."""

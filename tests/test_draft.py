@@ -20,15 +20,6 @@ STEPS = 3
 
 
 @pytest.fixture
-def pipe(sd3_folder):
-    """A tiny pipeline with a LoRA that already does something."""
-    pipe = hub.load_pipeline(str(sd3_folder))
-    for p in draft.add_lora(pipe, rank=2):
-        torch.nn.init.normal_(p, std=0.2, generator=torch.Generator().manual_seed(1))
-    return pipe
-
-
-@pytest.fixture
 def prompt(pipe, scenes):
     return draft.encode(pipe, microworld.captions(scenes[:3]))
 

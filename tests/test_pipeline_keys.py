@@ -15,14 +15,6 @@ from icthp import draft, hub, identity, pictures
 TEXTS = ["a red circle", "two blue squares", "a green heart", "a star"]
 
 
-@pytest.fixture
-def pipe(sd3_folder):
-    pipe = hub.load_pipeline(str(sd3_folder))
-    for p in draft.add_lora(pipe, rank=2):
-        torch.nn.init.normal_(p, std=0.2, generator=torch.Generator().manual_seed(1))
-    return pipe
-
-
 # ---- files of pictures ---------------------------------------------------------------------------------------------------
 
 

@@ -225,8 +225,7 @@ class Triplets:
     @property
     def size(self) -> int | tuple[int, int]:
         """Side of the square pictures; (height, width) where they are none."""
-        height, width = self.recipe.size
-        return height if height == width else (height, width)
+        return self.recipe.side
 
     @cached_property
     def rows(self) -> datasets.Dataset:

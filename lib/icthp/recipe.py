@@ -35,6 +35,12 @@ class Recipe(NamedTuple):
         return self._replace(mean=None, std=None)
 
     @property
+    def side(self) -> int | tuple[int, int]:
+        """Side of the square that the tower reads; (height, width) where it reads none."""
+        height, width = self.size
+        return height if height == width else self.size
+
+    @property
     def keeps_its_own(self) -> bool:
         """Does a picture that it made come back unchanged?"""
         return self.mode == "none" or self.resize in (None, self.size)

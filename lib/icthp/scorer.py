@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from icthp import pictures
+from icthp.losses import _wide as wide
 from icthp.losses import no_autocast
 from icthp.recipe import Recipe
 
@@ -72,11 +73,6 @@ def check(pixels: Tensor) -> None:
 def _texts(prompts) -> None:
     if (bad := next((i for i, p in enumerate(prompts) if not isinstance(p, str)), None)) is not None:
         raise ValueError(f"prompt {bad} is {prompts[bad]!r}, not a text")
-
-
-def wide(x: Tensor) -> Tensor:
-    """At least float32, in which cosines, scales and heads are computed whatever the towers' type: bfloat16 would make ties."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def through(head: nn.Module, features: Tensor) -> Tensor:

@@ -71,8 +71,7 @@ class ClipScorer(Scorer, Shared):
     @property
     def size(self) -> int | tuple[int, int]:
         """Side of the square that the image tower reads; (height, width) where it reads none."""
-        height, width = self.recipe.size
-        return height if height == width else (height, width)
+        return self.recipe.side
 
     def preprocess(self, pixels: Tensor) -> Tensor:
         """What the image tower reads, for pixels (b, 3, h, w) in [0, 1]."""
