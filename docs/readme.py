@@ -6,7 +6,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from icthp.figures import NAMES
+from icthp import figures
 
 
 def text(row: dict, name: str, digits: int = 2) -> str:
@@ -79,7 +79,7 @@ def render(runs="runs", models="models", study="study") -> str:
                                      lstrip_blocks=True, keep_trailing_newline=True)  # fmt: skip
     rewards = ("clip", "ict", "hp", "icthp")
     return environment.get_template("README.md.j2").render(
-        names=NAMES,
+        names=figures.NAMES,
         paradox=Results(f"{runs}/paradox/metrics.json"),
         audit=Results(f"{runs}/pick_high/metrics.json"),
         evaluate=Results(f"{runs}/evaluate/metrics.json"),

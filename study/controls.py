@@ -11,17 +11,19 @@ import results
 import torch
 from results import RUNS
 
-from icthp import audit, evaluate, files, microworld, pick_high, pictures, run, scores, train
+import icthp
+from icthp import data, evaluation, files, images, microworld, run, scorers, train
+from icthp.data import audit
 
 READ = run.read_params
 
 
-class Statistics(scores.Scorer):
+class Statistics(scorers.Scorer):
     """A logistic regression on differences of low-level cues (colour, edges, spectrum): Bradley-Terry without a network."""
 
     needs_prompt = False
 
-    def __init__(self, triplets: pick_high.Triplets):
+    def __init__(self, triplets: data.Triplets):
         super().__init__()
         one, two, three = (self.cues(part) for part in triplets.pixels(range(len(triplets))))
         better = np.concatenate([two - one, three - two])
@@ -29,44 +31,44 @@ class Statistics(scores.Scorer):
 
     @staticmethod
     def cues(pixels: torch.Tensor) -> np.ndarray:
-        found = [audit.cues(file["bytes"]) for file in pictures.encode(pixels)]
+        found = [audit.cues(file["bytes"]) for file in images.encode(pixels)]
         return np.stack([np.concatenate([cue[name] for name in ("colour", "edges", "spectrum")]) for cue in found])
 
     def forward(self, pixels, prompts=None):
         return torch.from_numpy(self.model.decision_function(self.cues(pixels))).float()
 
 
-def trained(stage: str, row: str, seed: int, params: dict, options: dict) -> scores.Scorer:
+def trained(stage: str, row: str, seed: int, params: dict, options: dict) -> scorers.Scorer:
     """The control of this name: trained here, or the product of two that were."""
     if row == "icthp":
-        return scores.load("icthp", f"{RUNS}/ict/corrected-{seed},{RUNS}/hp/corrected-{seed}")
+        return icthp.load("icthp", f"{RUNS}/ict/corrected-{seed},{RUNS}/hp/corrected-{seed}")
     if row == "base":
-        return scores.load("clip", params["shared"]["clip"])
+        return icthp.load("clip", params["shared"]["clip"])
     if row == "statistics":
-        return Statistics(pick_high.Triplets(params["shared"]["triplets"], "train", params["shared"]["size"]))
+        return Statistics(data.Triplets(params["shared"]["triplets"], "train", params["shared"]["size"]))
     function, out = train.STAGES[stage], RUNS / stage / f"{row}-{seed}"
     options = {"ict": f"local-dir:{RUNS}/ict/corrected-{seed}"} | options if options.get("text_lambda") else options
     function(**run.arguments(function, f"train_{stage}", options | {"out": str(out), "seed": seed}))
-    return scores.load(stage, f"local-dir:{out}" if stage == "ict" else str(out))
+    return icthp.load(stage, f"local-dir:{out}" if stage == "ict" else str(out))
 
 
-def measured(scorer: scores.Scorer, params: dict) -> pd.DataFrame:
+def measured(scorer: scorers.Scorer, params: dict) -> pd.DataFrame:
     """One row a test row or scene and measure: measure, index (its number), unit (its prompt or scene), value."""
-    test, parts = pick_high.Triplets(params["shared"]["triplets"], "test", params["shared"]["size"]), {}
-    own = evaluate.score_triplets(scorer, test)
+    test, parts = data.Triplets(params["shared"]["triplets"], "test", params["shared"]["size"]), {}
+    own = evaluation.score_triplets(scorer, test)
     units, near = np.array(test.texts["easy"]), test.texts["near"]
-    for pair, right in evaluate.preference(own).items():
+    for pair, right in evaluation.preference(own).items():
         parts[pair] = units, right
     if scorer.needs_prompt:
         order = np.random.default_rng(0).permutation(len(test))
         others = {"notices_shuffled": [units[i] for i in order], "notices_near": [n or e for n, e in zip(near, units)]}
         for name, prompts in others.items():
-            other = evaluate.score_triplets(scorer, test, prompts=prompts)
+            other = evaluation.score_triplets(scorer, test, prompts=prompts)
             counts = [i for i, miss in enumerate(near) if miss or name != "notices_near"]  # a row without a near miss does not count
-            parts[name] = units[counts], evaluate.wins(own[:, 2], other[:, 2])[counts]
+            parts[name] = units[counts], evaluation.pairwise_accuracy(own[:, 2], other[:, 2])[counts]
     scenes = microworld.sample(params["evaluate"]["paradox_scenes"], torch.Generator().manual_seed(params["shared"]["seed"]))
     with torch.no_grad():
-        parts["paradox_rate"] = range(len(scenes)), evaluate.paradox_rate(evaluate.score_by_level(scorer.score, scenes))
+        parts["paradox_rate"] = range(len(scenes)), evaluation.paradox_rate(microworld.score_by_level(scorer.score, scenes))
     frames = [pd.DataFrame({"measure": name, "index": range(len(u)), "unit": list(map(str, u)), "value": v.double().numpy()})
               for name, (u, v) in parts.items()]  # fmt: skip
     return pd.concat(frames, ignore_index=True)

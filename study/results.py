@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from icthp import files, statistics
+from icthp import evaluation, files
 
 RUNS = Path("runs/study")
 ESTIMAND = "mean over rows, interval over prompts and seeds"
@@ -51,7 +51,7 @@ def table(values: pd.DataFrame, stages: dict[str, dict], against: str = "") -> p
 
 def _summary(part: pd.DataFrame) -> dict:
     by_seed = part.groupby("seed").value.mean()
-    found = statistics.interval(part.value, part.unit, part.seed)
+    found = evaluation.bootstrap_ci(part.value, part.unit, part.seed)
     return found | {"n": part["index"].nunique(), "seeds": len(by_seed), "lowest_seed": by_seed.min(), "highest_seed": by_seed.max()}
 
 
@@ -60,7 +60,7 @@ def _minus(part: pd.DataFrame, other: pd.DataFrame) -> dict:
     pair = part.merge(other, on=["seed", "index", "unit"], suffixes=("", "_other"), validate="one_to_one")
     if pair.empty:
         return {}
-    found = statistics.paired(pair.value, pair.value_other, pair.unit, pair.seed)
+    found = evaluation.permutation_test(pair.value, pair.value_other, pair.unit, pair.seed)
     names = {"mean": "minus", "low": "minus_low", "high": "minus_high", "p": "minus_p_given_trainings"}
     return {name: found[key] for key, name in names.items()}
 

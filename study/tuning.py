@@ -9,8 +9,9 @@ import pandas as pd
 import results
 import torch
 
-from icthp import draft, evaluate, files, geneval, hub, run, scores, tables
-from icthp.detector import eyes
+import icthp
+from icthp import evaluation, files, microworld, pipelines, run, tables, tuning
+from icthp.evaluation import geneval
 
 READ, RUNS = run.read_params, results.RUNS / "tuning"
 CURVES = ["held_out_reward", "val_loss", "kb", "right", "richness", "spread"]
@@ -29,17 +30,19 @@ def measure(row: str, seed: int, options: dict, params: dict) -> pd.DataFrame:
     models = shared["models"]
     sources = {"clip": shared["clip"], "pickscore": shared["pickscore"], "ict": f"local-dir:{models}/ict", "hp": f"{models}/hp",
                "icthp": models}  # fmt: skip
-    scorers = {name: scores.load(name, source) for name, source in sources.items()}
-    pipe = hub.load_pipeline(own["generator"])
+    scorers = {name: icthp.load(name, source) for name, source in sources.items()}
+    pipe = pipelines.load_pipeline(own["generator"])
     if options:
-        draft.load_lora(pipe, RUNS / f"{row}-{seed}" / options["reward"])
+        tuning.load_lora(pipe, RUNS / f"{row}-{seed}" / options["reward"])
     prompts = Path(shared["prompts"])
     tasks = [task for task in geneval.read_metadata(prompts / "geneval.jsonl") for _ in range(own["geneval_images"])]
     texts = tables.read_lines(prompts / "test.txt")[: own["test_prompts"]]
-    draw = lambda texts, ids: draft.generate(
+    draw = lambda texts, ids: tuning.generate(
         pipe, texts, steps=shared["sampler_steps"], seed=100_000 * seed, ids=ids, size=shared["size"], guidance=own["guidance"]
     )
-    values, _ = evaluate.assess(draw, texts, tasks, scorers, eyes(shared["detector"], scorers["clip"]).look)
+    values, _ = evaluation.evaluate_generator(
+        draw, texts, tasks, scorers, microworld.load_detector(shared["detector"], scorers["clip"]).look
+    )
     frames = [pd.DataFrame({"measure": name, "index": range(len(v)), "unit": list(map(str, v.index)), "value": v.to_numpy()})
               for name, v in values.items()]  # fmt: skip
     return pd.concat(frames, ignore_index=True)

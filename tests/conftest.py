@@ -9,7 +9,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported: Triton then runs them on CPU tensors
 
-from icthp import hub, microworld
+from icthp import data, images, microworld, scorers
 
 torch.set_num_threads(1)  # tiny tensors; threads would only wait for each other on a busy machine
 
@@ -23,41 +23,43 @@ def scenes():
 
 @pytest.fixture(scope="session")
 def tokenizer(scenes):
-    return hub.train_tokenizer(microworld.captions(scenes, "long") + microworld.captions(scenes), 32)
+    return microworld.train_tokenizer(microworld.captions(scenes, "long") + microworld.captions(scenes), 32)
 
 
 @pytest.fixture(scope="session")
 def clip_folder(tokenizer, tmp_path_factory):
     torch.manual_seed(0)
-    config = hub.clip_config(tokenizer, width=32, layers=2, text_layers=2, embed_dim=16)
+    config = microworld.clip_config(tokenizer, width=32, layers=2, text_layers=2, embed_dim=16)
     folder = tmp_path_factory.mktemp("clip")
-    hub.save_clip(hub.new_clip(config), tokenizer, config, folder, dtype=torch.float32)
+    scorers.save_clip(microworld.new_clip(config), tokenizer, config, folder, dtype=torch.float32)
     return folder
 
 
 @pytest.fixture(scope="session")
 def sd3_folder(clip_folder, tokenizer, tmp_path_factory):
-    from icthp import scores
+    from icthp import pipelines  # diffusers: only for tests that need it
 
     torch.manual_seed(0)
-    clip = scores.load_clip(f"local-dir:{clip_folder}").model
-    vae = hub.new_vae((8, 16, 16), latent_channels=4)
-    pipe = hub.new_sd3(hub.text_tower(clip, tokenizer), tokenizer, vae, width=32, layers=2, text_width=32, text_layers=2, latent_size=8)
+    clip = scorers.load_clip(f"local-dir:{clip_folder}").model
+    vae = microworld.new_vae((8, 16, 16), latent_channels=4)
+    pipe = microworld.new_sd3(
+        pipelines.text_tower(clip, tokenizer), tokenizer, vae, width=32, layers=2, text_width=32, text_layers=2, latent_size=8
+    )
     for p in pipe.transformer.parameters():  # as if trained: a new one answers zero
         if not p.any():
             torch.nn.init.normal_(p, std=0.1)
     folder = tmp_path_factory.mktemp("sd3")
-    hub.save_sd3(pipe, folder)
+    pipelines.save_sd3(pipe, folder)
     return folder
 
 
 @pytest.fixture
 def pipe(sd3_folder):
     """A tiny pipeline with a LoRA that already does something."""
-    from icthp import draft
+    from icthp import pipelines, tuning
 
-    pipe = hub.load_pipeline(str(sd3_folder))
-    for p in draft.add_lora(pipe, rank=2):
+    pipe = pipelines.load_pipeline(str(sd3_folder))
+    for p in tuning.add_lora(pipe, rank=2):
         torch.nn.init.normal_(p, std=0.2, generator=torch.Generator().manual_seed(1))
     return pipe
 
@@ -65,18 +67,16 @@ def pipe(sd3_folder):
 @pytest.fixture(scope="session")
 def triplets_folder(clip_folder, tmp_path_factory):
     """24 train and 6 test triplets of the microworld; I3 is a rich render."""
-    from icthp import pick_high, pictures, scores
-
-    folder, scorer = tmp_path_factory.mktemp("triplets"), scores.load("clip", f"local-dir:{clip_folder}")
+    folder, scorer = tmp_path_factory.mktemp("triplets"), scorers.load("clip", f"local-dir:{clip_folder}")
     for split, count in (("train", 24), ("test", 6)):
         drawn = microworld.sample(count, torch.Generator().manual_seed(count))
-        rich = pictures.encode(microworld.render(drawn.at(1)))
-        pick_high.legacy_pairs(drawn, torch.Generator().manual_seed(0)).to_parquet(folder / "pairs" / f"{split}.parquet")
-        pairs, long = pick_high.read_pairs(folder / "pairs", split), microworld.captions(drawn.at(1), "long")
+        rich = images.encode(microworld.render(drawn.at(1)))
+        microworld.weak_pairs(drawn, torch.Generator().manual_seed(0)).to_parquet(folder / "pairs" / f"{split}.parquet")
+        pairs, long = data.read_pairs(folder / "pairs", split), microworld.captions(drawn.at(1), "long")
         constants, near = (
             {"seed": 0, "split": split, "source_3": "renderer"},
             microworld.captions(drawn.replace(count=drawn.latents["count"])),
         )
-        rows = pick_high.triplets(pairs, long, iter(rich), scorer, theta=0.6, constants=constants, near_miss=near)
-        pick_high.write(rows, folder, split)
+        rows = data.build_triplets(pairs, long, iter(rich), scorer, theta=0.6, constants=constants, near_miss=near)
+        data.write_triplets(rows, folder, split)
     return folder

@@ -14,14 +14,18 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextModel
 
-from icthp import draft, hub, measure, microworld, pictures, scores
+from icthp import images, pipelines, timing
+from icthp.microworld import grammar, models, renderer
+from icthp.scorers.clip import ClipScorer, load_clip
+from icthp.tuning import dpo, draft, sampling, training
+from icthp.tuning.lora import LORA_TARGETS, add_lora, merged, save_lora, without_lora
 
 STEPS = 3
 
 
 @pytest.fixture
 def prompt(pipe, scenes):
-    return draft.encode(pipe, microworld.captions(scenes[:3]))
+    return sampling.encode(pipe, grammar.captions(scenes[:3]))
 
 
 def reward(pixels, rows):
@@ -57,7 +61,7 @@ def end_to_end(pipe, prompt, k):
 def test_latents_and_decode_make_the_autoencoder(pipe):
     pipe.vae.register_to_config(scaling_factor=0.7, shift_factor=0.2)
     pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    there_and_back = draft.decode(pipe, draft.latents(pipe, pixels))
+    there_and_back = sampling.decode(pipe, sampling.latents(pipe, pixels))
     torch.testing.assert_close(there_and_back, (pipe.vae(pixels * 2 - 1).sample / 2 + 0.5).clamp(0, 1))
 
 
@@ -88,7 +92,7 @@ def test_lv_with_one_copy_of_the_last_step(pipe, prompt):
     step, staged = gradient(pipe, prompt, lv=2)
     assert step.rewards.shape == (6,) and step.pixels.shape[0] == 6
     generator = torch.Generator().manual_seed(0)
-    sigma = draft._sigmas(pipe, STEPS).tolist()
+    sigma = sampling.noise_levels(pipe, STEPS).tolist()
     copies = lambda x: (p.repeat(len(x) // 3, *[1] * (p.ndim - 1)) for p in prompt)
     velocity = lambda x, s: pipe.transformer(x, *copies(x), torch.full((len(x),), s * 1000), return_dict=False)[0]
     euler = lambda x, i: x + (sigma[i + 1] - sigma[i]) * velocity(x, sigma[i])
@@ -97,7 +101,7 @@ def test_lv_with_one_copy_of_the_last_step(pipe, prompt):
         for i in range(STEPS):
             x = euler(x, i)
     x = (1 - sigma[-2]) * x.repeat(2, 1, 1, 1) + sigma[-2] * torch.randn(6, 4, 8, 8, generator=generator)
-    value = reward(draft.decode(pipe, euler(x, STEPS - 1)), torch.arange(3).repeat(2))
+    value = reward(sampling.decode(pipe, euler(x, STEPS - 1)), torch.arange(3).repeat(2))
     whole = torch.cat([g.flatten() for g in torch.autograd.grad(-value.mean(), lora(pipe))])
     assert (staged - whole).norm() <= 1e-5 * whole.norm()
 
@@ -114,17 +118,17 @@ def test_memory_and_speed_change_no_gradient(pipe, prompt, k, options):
 def test_merged_draws_what_the_lora_draws(pipe, prompt):
     run = lambda: pipe.transformer(torch.ones(3, 4, 8, 8), *prompt, torch.full((3,), 500.0), return_dict=False)[0].detach()
     plain = run()
-    with draft.merged(pipe.transformer):
+    with merged(pipe.transformer):
         within, moved = run(), pipe.transformer.transformer_blocks[0].attn.to_q.merged
-    with draft.without_lora(pipe.transformer):
+    with without_lora(pipe.transformer):
         base = run()
     assert moved and torch.allclose(within, plain, atol=1e-5) and torch.equal(run(), plain) and not torch.allclose(base, plain, atol=1e-3)
 
 
 def test_guidance_is_the_pipelines(pipe, scenes, prompt):
-    step, staged = gradient(pipe, prompt, guidance=3.0, negative=draft.encode(pipe, [""]))
+    step, staged = gradient(pipe, prompt, guidance=3.0, negative=sampling.encode(pipe, [""]))
     noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    drawn = pipe(microworld.captions(scenes[:3]), latents=noise, num_inference_steps=STEPS, guidance_scale=3.0, output_type="pt",
+    drawn = pipe(grammar.captions(scenes[:3]), latents=noise, num_inference_steps=STEPS, guidance_scale=3.0, output_type="pt",
                  max_sequence_length=1).images  # fmt: skip
     assert torch.allclose(step.pixels, drawn, atol=1e-5)
     assert (staged - gradient(pipe, prompt)[1]).norm() > 1e-3 * staged.norm()
@@ -135,12 +139,12 @@ def test_guidance_is_the_pipelines(pipe, scenes, prompt):
 def test_anchor_pulls_towards_the_base(pipe, prompt):
     """The gradient that it adds, by hand for the one step that has a graph."""
     (_, plain), (_, anchored) = gradient(pipe, prompt), gradient(pipe, prompt, anchor=0.7)
-    x, sigma = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), draft._sigmas(pipe, STEPS).tolist()
+    x, sigma = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), sampling.noise_levels(pipe, STEPS).tolist()
     velocity = lambda i: pipe.transformer(x, *prompt, torch.full((3,), sigma[i] * 1000), return_dict=False)[0]
     with torch.no_grad():
         for i in range(STEPS - 1):
             x = x + (sigma[i + 1] - sigma[i]) * velocity(i)
-        with draft.without_lora(pipe.transformer):
+        with without_lora(pipe.transformer):
             base = velocity(STEPS - 1)
     penalty = 0.7 * (velocity(STEPS - 1) - base).square().mean()
     added = torch.cat([g.flatten() for g in torch.autograd.grad(penalty, lora(pipe))])
@@ -197,8 +201,8 @@ def test_a_reward_of_another_shape_is_named(pipe, prompt):
 
 
 def test_lora_targets_and_alpha(sd3_folder):
-    pipe = hub.load_pipeline(str(sd3_folder))
-    draft.add_lora(pipe, rank=2, alpha=8, targets=["to_q"])
+    pipe = pipelines.load_pipeline(str(sd3_folder))
+    add_lora(pipe, rank=2, alpha=8, targets=["to_q"])
     layers = [m for _, m in pipe.transformer.named_modules() if hasattr(m, "lora_A")]
     assert len(layers) == len(pipe.transformer.transformer_blocks) and layers[0].scaling["default"] == 4
 
@@ -207,20 +211,20 @@ def test_training_pictures_are_the_pipelines(pipe, prompt, scenes):
     """The sampler of the training step and the pipeline's own draw the same picture from the same noise."""
     step, _ = gradient(pipe, prompt, k=1)
     noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    drawn = pipe(microworld.captions(scenes[:3]), latents=noise, num_inference_steps=STEPS, guidance_scale=0, output_type="pt",
+    drawn = pipe(grammar.captions(scenes[:3]), latents=noise, num_inference_steps=STEPS, guidance_scale=0, output_type="pt",
                  max_sequence_length=1).images  # fmt: skip
     assert torch.allclose(step.pixels, drawn, atol=1e-5)
 
 
 def test_a_saved_lora_draws_the_same_pictures_in_plain_diffusers(pipe, sd3_folder, scenes, tmp_path):
-    prompts = microworld.captions(scenes[:2])
-    base = draft.generate(hub.load_pipeline(str(sd3_folder)), prompts, steps=STEPS)
-    tuned = draft.generate(pipe, prompts, steps=STEPS)
-    draft.save_lora(pipe, tmp_path)
-    again = hub.load_pipeline(str(sd3_folder))
+    prompts = grammar.captions(scenes[:2])
+    base = sampling.generate(pipelines.load_pipeline(str(sd3_folder)), prompts, steps=STEPS)
+    tuned = sampling.generate(pipe, prompts, steps=STEPS)
+    save_lora(pipe, tmp_path)
+    again = pipelines.load_pipeline(str(sd3_folder))
     again.load_lora_weights(str(tmp_path))
     assert (tuned - base).abs().max() > 0.01
-    assert torch.allclose(draft.generate(again, prompts, steps=STEPS), tuned, atol=1e-5)
+    assert torch.allclose(sampling.generate(again, prompts, steps=STEPS), tuned, atol=1e-5)
 
 
 def test_only_the_lora_trains(pipe, prompt):
@@ -249,9 +253,7 @@ def test_a_detached_decoder_fails_loudly(pipe, prompt, monkeypatch):
 
 
 def test_pillow_in_the_graph_fails_loudly(pipe, prompt):
-    through_bytes = lambda pixels, rows: pictures.stack([Image.open(io.BytesIO(r["bytes"])) for r in pictures.encode(pixels)]).mean(
-        (1, 2, 3)
-    )
+    through_bytes = lambda pixels, rows: images.stack([Image.open(io.BytesIO(r["bytes"])) for r in images.encode(pixels)]).mean((1, 2, 3))
     with pytest.raises(ValueError, match="no gradient in the pixels"):
         draft.draft_step(pipe, *prompt, through_bytes, steps=STEPS, generator=torch.Generator())
 
@@ -263,9 +265,9 @@ def test_dynamic_shifting_is_refused(pipe, prompt):
 
 
 def test_a_bfloat16_pipeline_leaves_float32_gradients(sd3_folder, scenes):
-    pipe = hub.load_pipeline(str(sd3_folder), torch.bfloat16)
-    parameters = draft.add_lora(pipe, rank=2)
-    embeds, pooled = draft.encode(pipe, microworld.captions(scenes[:3]))
+    pipe = pipelines.load_pipeline(str(sd3_folder), torch.bfloat16)
+    parameters = add_lora(pipe, rank=2)
+    embeds, pooled = sampling.encode(pipe, grammar.captions(scenes[:3]))
     step = draft.draft_step(pipe, embeds, pooled, reward, steps=STEPS, generator=torch.Generator().manual_seed(0))
     assert embeds.dtype == torch.bfloat16 and step.pixels.dtype == torch.float32
     assert all(p.dtype == torch.float32 for p in parameters)
@@ -273,9 +275,9 @@ def test_a_bfloat16_pipeline_leaves_float32_gradients(sd3_folder, scenes):
 
 
 def test_base_steps_leave_the_layout_to_the_base(pipe, sd3_folder, scenes):
-    prompts = microworld.captions(scenes[:3])
-    draw = lambda p, **o: draft.generate(p, prompts, steps=STEPS, batch=2, **o)
-    base, tuned = draw(hub.load_pipeline(str(sd3_folder))), draw(pipe)
+    prompts = grammar.captions(scenes[:3])
+    draw = lambda p, **o: sampling.generate(p, prompts, steps=STEPS, batch=2, **o)
+    base, tuned = draw(pipelines.load_pipeline(str(sd3_folder))), draw(pipe)
     late = [draw(pipe, base_steps=n) for n in range(STEPS + 1)]
     assert torch.equal(late[0], tuned) and torch.allclose(late[STEPS], base, atol=1e-5)
     away = [(x - base).square().mean() for x in late]
@@ -291,9 +293,9 @@ def test_base_steps_leave_the_layout_to_the_base(pipe, sd3_folder, scenes):
 
 def test_scale_and_mixture_of_loras_by_plain_diffusers(pipe, sd3_folder, scenes, tmp_path):
     """Half of a saved LoRA lies between none and all of it; two that are the same, half each, are one."""
-    draft.save_lora(pipe, tmp_path)
-    prompts, again = microworld.captions(scenes[:2]), hub.load_pipeline(str(sd3_folder))
-    draw = lambda: draft.generate(again, prompts, steps=STEPS)
+    save_lora(pipe, tmp_path)
+    prompts, again = grammar.captions(scenes[:2]), pipelines.load_pipeline(str(sd3_folder))
+    draw = lambda: sampling.generate(again, prompts, steps=STEPS)
     base = draw()
     for name in ("a", "b"):
         again.load_lora_weights(str(tmp_path), adapter_name=name)
@@ -309,7 +311,7 @@ def test_scale_and_mixture_of_loras_by_plain_diffusers(pipe, sd3_folder, scenes,
 def test_dpo_is_its_formula(pipe, prompt):
     """One pair at a time, by hand; and log 2 for equal pictures, or where the LoRA is still new and does nothing."""
     won, lost = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    loss = lambda a, b: draft.dpo_loss(pipe, *prompt, a, b, beta=5.0, generator=torch.Generator().manual_seed(2))
+    loss = lambda a, b: dpo.dpo_loss(pipe, *prompt, a, b, beta=5.0, generator=torch.Generator().manual_seed(2))
     generator, total = torch.Generator().manual_seed(2), 0
     noise, level = torch.randn(3, 4, 8, 8, generator=generator), torch.rand(3, generator=generator)
 
@@ -321,7 +323,7 @@ def test_dpo_is_its_formula(pipe, prompt):
 
     for i in range(3):
         tuned = error(won, i) - error(lost, i)
-        with draft.without_lora(pipe.transformer):
+        with without_lora(pipe.transformer):
             base = error(won, i) - error(lost, i)
         total = total - torch.nn.functional.logsigmoid(-5.0 / 2 * (tuned - base)) / 3
     assert loss(won, lost).item() == pytest.approx(total.item(), rel=1e-4)
@@ -382,7 +384,7 @@ draft.add_lora(pipe, rank=2)
 update = {"draft": partial(draft.draft_step, steps=2, lv=2), "dpo": partial(draft.dpo_step, steps=2, beta=50.0)}[method]
 reward = lambda pixels, prompts: -pixels.square().mean((1, 2, 3)) * torch.tensor([len(p) for p in prompts])
 history = draft.tune(pipe, ["a red circle", "two blue stars", "a green heart"], reward, update, batch=4, steps=3, lr=1e-2, accumulate=2)
-draft.save_lora(pipe, f"{out}.{draft.PartialState().process_index}")
+draft.save_lora(pipe, f"{out}.{__import__('accelerate').PartialState().process_index}")
 print(history[-1]["reward"])
 """
 
@@ -399,9 +401,9 @@ def test_two_processes_tune_as_one_does(sd3_folder, tmp_path, method):
     read = lambda name: torch.cat([t.flatten() for t in load_file(tmp_path / name / "pytorch_lora_weights.safetensors").values()])
     one, two, twin = read("one.0"), read("two.0"), read("two.1")
     assert torch.equal(two, twin) and torch.allclose(one, two, atol=1e-5)
-    new = hub.load_pipeline(str(sd3_folder))
-    draft.add_lora(new, rank=2)
-    draft.save_lora(new, tmp_path / "new")
+    new = pipelines.load_pipeline(str(sd3_folder))
+    add_lora(new, rank=2)
+    save_lora(new, tmp_path / "new")
     assert (read("new") - one).norm() > {"draft": 0.1, "dpo": 0.01}[method]
 
 
@@ -412,22 +414,22 @@ def test_a_dpo_step_prefers_the_higher_reward(pipe, prompt):
         for p in lora(pipe):
             p.grad = None
         worth = lambda pixels, rows: change(reward(pixels, rows))
-        step = draft.dpo_step(pipe, *prompt, worth, steps=STEPS, beta=5.0, generator=torch.Generator().manual_seed(0))
+        step = dpo.dpo_step(pipe, *prompt, worth, steps=STEPS, beta=5.0, generator=torch.Generator().manual_seed(0))
         return step, torch.cat([p.grad.flatten() for p in lora(pipe)])
 
     step, found = run()
     generator = torch.Generator().manual_seed(0)
-    sigma, x = draft._sigmas(pipe, STEPS), torch.randn(3, 4, 8, 8, generator=generator)
+    sigma, x = sampling.noise_levels(pipe, STEPS), torch.randn(3, 4, 8, 8, generator=generator)
     x = torch.cat([x, torch.randn(3, 4, 8, 8, generator=generator)])
     with torch.no_grad():
         for i in range(STEPS):
             v = pipe.transformer(x, *(p.repeat(2, *[1] * (p.ndim - 1)) for p in prompt), (sigma[i] * 1000).expand(6), return_dict=False)[0]
             x = x + (sigma[i + 1] - sigma[i]) * v
-    rewards = reward(draft.decode(pipe, x), torch.arange(3).repeat(2))
+    rewards = reward(sampling.decode(pipe, x), torch.arange(3).repeat(2))
     assert torch.allclose(step.rewards, rewards, atol=1e-5) and step.kept.all()
     rows = torch.arange(3)
     better = torch.where(rewards[:3] >= rewards[3:], rows, rows + 3)
-    loss = draft.dpo_loss(pipe, *prompt, x[better], x[(better + 3) % 6], beta=5.0, generator=generator)
+    loss = dpo.dpo_loss(pipe, *prompt, x[better], x[(better + 3) % 6], beta=5.0, generator=generator)
     whole = torch.cat([g.flatten() for g in torch.autograd.grad(loss, lora(pipe))])
     assert (found - whole).norm() <= 1e-4 * whole.norm()
     _, turned = run(lambda r: -r)
@@ -445,7 +447,7 @@ def test_a_dpo_pair_that_is_not_finite_leaves_the_batch(pipe, prompt):
         for p in lora(pipe):
             p.grad = None
         noise = [torch.Generator().manual_seed(100 + i) for i in rows]
-        step = draft.dpo_step(pipe, embeds[rows], prompt[1][rows], worth, steps=STEPS, beta=5.0, generator=noise)
+        step = dpo.dpo_step(pipe, embeds[rows], prompt[1][rows], worth, steps=STEPS, beta=5.0, generator=noise)
         return step, torch.cat([p.grad.flatten() for p in lora(pipe)])
 
     ill = prompt[0].clone()
@@ -464,15 +466,15 @@ def test_staging_takes_less_memory_and_no_more_time(tokenizer, scenes):
     """Peak of one DRaFT-1 step on four pictures of 64 pixels: staged, with and without the transformer's graph kept, against one
     graph through transformer, decoder and reward, and against a loop that samples under autograd and detaches."""
     torch.manual_seed(0)
-    clip = hub.new_clip(hub.clip_config(tokenizer)).eval().requires_grad_(False)
-    pipe = hub.fold_empty_t5(hub.new_sd3(hub.text_tower(clip, tokenizer), tokenizer, hub.new_vae(), latent_size=16))
+    clip = models.new_clip(models.clip_config(tokenizer)).eval().requires_grad_(False)
+    pipe = pipelines.fold_empty_t5(models.new_sd3(pipelines.text_tower(clip, tokenizer), tokenizer, models.new_vae(), latent_size=16))
     for p in pipe.transformer.parameters():
         if not p.any():
             torch.nn.init.normal_(p, std=0.1)
-    draft.add_lora(pipe, 8)
-    scorer, text = scores.ClipScorer(clip, None), torch.nn.functional.normalize(torch.randn(4, 128), dim=-1)
+    add_lora(pipe, 8)
+    scorer, text = ClipScorer(clip, None), torch.nn.functional.normalize(torch.randn(4, 128), dim=-1)
     reward = lambda pixels, rows: (scorer.image_features(pixels) * text[rows]).sum(-1)
-    embeds, pooled = draft.encode(pipe, microworld.captions(scenes[:4]))
+    embeds, pooled = sampling.encode(pipe, grammar.captions(scenes[:4]))
 
     def staged(**options):
         draft.draft_step(pipe, embeds, pooled, reward, steps=4, generator=torch.Generator().manual_seed(0), decode_batch=1, **options)
@@ -484,7 +486,7 @@ def test_staging_takes_less_memory_and_no_more_time(tokenizer, scenes):
             with torch.set_grad_enabled(always or i == 3):
                 v = pipe.transformer(x.detach(), embeds, pooled, t.expand(4), return_dict=False)[0]
                 x = pipe.scheduler.step(v, t, x.detach(), return_dict=False)[0]
-        (-reward(draft.decode(pipe, x), torch.arange(4)).mean()).backward()
+        (-reward(sampling.decode(pipe, x), torch.arange(4)).mean()).backward()
 
     ways = {"whole": lambda: whole(False), "detached": lambda: whole(True), "kept": staged, "reforward": lambda: staged(reforward=True)}
     gradients, peaks = {}, {}
@@ -493,11 +495,11 @@ def test_staging_takes_less_memory_and_no_more_time(tokenizer, scenes):
             p.grad = None
         work()
         gradients[name] = torch.cat([p.grad.flatten() for p in lora(pipe)])
-        peaks[name] = measure.peak_bytes(work)  # the gradients are there already
+        peaks[name] = timing.peak_bytes(work)  # the gradients are there already
     for name, bound in (("kept", 0.45), ("reforward", 0.3)):
         assert (gradients[name] - gradients["whole"]).norm() <= 1e-5 * gradients["whole"].norm()
         assert peaks[name] <= bound * min(peaks["whole"], peaks["detached"])
-    times = {name: min(t) for name, t in measure.race(ways, 3).items()}
+    times = {name: min(t) for name, t in timing.benchmark(ways, 3).items()}
     assert times["kept"] <= 1.7 * times["whole"]  # 1.2 on a quiet machine; 0.95 at 128 pixels
 
 
@@ -520,9 +522,9 @@ def test_stable_diffusion_3_5_at_its_size(name):
     transformer = published(layers, heads, positions, **other)
     assert sum(p.numel() for p in transformer.parameters()) / 1e9 == pytest.approx(billions, abs=5e-4)
     parts = SimpleNamespace(transformer=transformer, vae=None, text_encoder=None, text_encoder_2=None, text_encoder_3=None)
-    assert sum(p.numel() for p in draft.add_lora(parts, 32)) / 1e6 == pytest.approx(millions, abs=5e-3)
+    assert sum(p.numel() for p in add_lora(parts, 32)) / 1e6 == pytest.approx(millions, abs=5e-3)
     targets = {name.split(".attn.")[1] for name, m in transformer.named_modules() if ".attn." in name and hasattr(m, "lora_A")}
-    assert targets == set(draft.LORA_TARGETS)
+    assert targets == set(LORA_TARGETS)
     x, embeds, pooled = (torch.empty(*shape, device="meta") for shape in ((1, 16, 64, 64), (1, 333, 4096), (1, 2048)))
     assert transformer(x, embeds, pooled, torch.empty(1, device="meta"), return_dict=False)[0].shape == x.shape
 
@@ -534,7 +536,7 @@ def test_flops_of_a_step_at_1024_pixels():
         vae = AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=16,
                             block_out_channels=(128, 256, 512, 512), layers_per_block=2, use_quant_conv=False,
                             use_post_quant_conv=False).requires_grad_(False)  # fmt: skip
-    draft.add_lora(SimpleNamespace(transformer=transformer, vae=None, text_encoder=None, text_encoder_2=None, text_encoder_3=None), 32)
+    add_lora(SimpleNamespace(transformer=transformer, vae=None, text_encoder=None, text_encoder_2=None, text_encoder_3=None), 32)
     x, embeds, pooled = (torch.empty(*shape, device="meta") for shape in ((1, 16, 128, 128), (1, 333, 4096), (1, 2048)))
     velocity = lambda: transformer(x, embeds, pooled, torch.empty(1, device="meta"), return_dict=False)[0]
 
@@ -543,7 +545,7 @@ def test_flops_of_a_step_at_1024_pixels():
             work()
         return counter.get_total_flops() / 1e12
 
-    with torch.no_grad(), draft.merged(transformer):
+    with torch.no_grad(), merged(transformer):
         free = tflops(velocity)
     step = tflops(lambda: velocity().sum().backward())
     decoder = tflops(lambda: vae.decode(x.clone().requires_grad_()).sample.sum().backward())
@@ -557,32 +559,32 @@ DRAW = dict(steps=1, batch=2, seed=3)
 
 
 def test_shards_are_drawn_once_and_again_for_other_weights(pipe, scenes, tmp_path, monkeypatch):
-    texts, ids, drawn = microworld.captions(scenes[:7]), [0, 1, 2, 4, 5, 8, 9], []
-    generate = draft.generate
-    monkeypatch.setattr(draft, "generate", lambda p, some, **k: drawn.append(len(some)) or generate(p, some, **k))
-    first = list(draft.generate_shards(pipe, texts, ids, tmp_path, shard=3, **DRAW))
+    texts, ids, drawn = grammar.captions(scenes[:7]), [0, 1, 2, 4, 5, 8, 9], []
+    generate = sampling.generate
+    monkeypatch.setattr(sampling, "generate", lambda p, some, **k: drawn.append(len(some)) or generate(p, some, **k))
+    first = list(sampling.generate_shards(pipe, texts, ids, tmp_path, shard=3, **DRAW))
     assert drawn == [3, 3, 1] and len(first) == 7
-    whole = pictures.encode(generate(pipe, texts, ids=ids, **DRAW))
-    decode = lambda rows: pictures.stack([Image.open(io.BytesIO(r["bytes"])) for r in rows])
+    whole = images.encode(generate(pipe, texts, ids=ids, **DRAW))
+    decode = lambda rows: images.stack([Image.open(io.BytesIO(r["bytes"])) for r in rows])
     assert (decode(first) - decode(whole)).abs().max() < 1.5 / 255  # other batches, other rounding
     next(tmp_path.glob("00001-*")).unlink()
-    assert list(draft.generate_shards(pipe, texts, ids, tmp_path, shard=3, **DRAW)) == first and drawn[3:] == [3]
-    draft.generate_shards(pipe, ["a cat", *texts[1:]], ids, tmp_path, shard=3, **DRAW)
+    assert list(sampling.generate_shards(pipe, texts, ids, tmp_path, shard=3, **DRAW)) == first and drawn[3:] == [3]
+    sampling.generate_shards(pipe, ["a cat", *texts[1:]], ids, tmp_path, shard=3, **DRAW)
     assert drawn[4:] == [3]
     with torch.no_grad():
         pipe.transformer.proj_out.bias[0] += 1
-    assert list(draft.generate_shards(pipe, texts, ids, tmp_path, shard=3, **DRAW)) != first and drawn[5:] == [3, 3, 1]
+    assert list(sampling.generate_shards(pipe, texts, ids, tmp_path, shard=3, **DRAW)) != first and drawn[5:] == [3, 3, 1]
 
 
 def test_an_edit_keeps_more_of_the_picture_the_weaker_it_is(pipe, scenes, tmp_path):
-    texts, before = microworld.captions(scenes[:4]), microworld.render(scenes[:4], size=32)
-    draw = lambda strength: draft.generate(pipe, texts, steps=4, batch=3, start=before, strength=strength)
+    texts, before = grammar.captions(scenes[:4]), renderer.render(scenes[:4], size=32)
+    draw = lambda strength: sampling.generate(pipe, texts, steps=4, batch=3, start=before, strength=strength)
     with torch.no_grad():
-        seen = draft.decode(pipe, draft.latents(pipe, before))  # what the autoencoder makes of the picture
+        seen = sampling.decode(pipe, sampling.latents(pipe, before))  # what the autoencoder makes of the picture
     distance = [(draw(strength) - seen).square().mean() for strength in (0.25, 0.5, 1.0)]
     assert distance[0] < distance[1] < distance[2]
     start = lambda rows: before[rows]
-    edit = lambda start: list(draft.generate_shards(pipe, texts, range(4), tmp_path, shard=2, start=start, steps=4, strength=0.5))
+    edit = lambda start: list(sampling.generate_shards(pipe, texts, range(4), tmp_path, shard=2, start=start, steps=4, strength=0.5))
     first = edit(start)
     assert len(list(tmp_path.glob("*"))) == 2 and edit(start) == first and len(list(tmp_path.glob("*"))) == 2
     edit(lambda rows: 1 - before[rows])
@@ -591,67 +593,67 @@ def test_an_edit_keeps_more_of_the_picture_the_weaker_it_is(pipe, scenes, tmp_pa
 
 def test_a_text_in_place_of_a_list_is_refused(pipe, tmp_path):
     update = lambda *_, **__: None
-    for call in (lambda: draft.generate(pipe, "a cat", steps=1), lambda: draft.encode(pipe, "a cat"),
-                 lambda: draft.generate_shards(pipe, "a cat", [0], tmp_path, steps=1),
-                 lambda: draft.tune(pipe, "a cat", None, update, batch=1, steps=1, lr=1.0)):  # fmt: skip
+    for call in (lambda: sampling.generate(pipe, "a cat", steps=1), lambda: sampling.encode(pipe, "a cat"),
+                 lambda: sampling.generate_shards(pipe, "a cat", [0], tmp_path, steps=1),
+                 lambda: training.tune(pipe, "a cat", None, update, batch=1, steps=1, lr=1.0)):  # fmt: skip
         with pytest.raises(ValueError, match=r"a list of texts, not one text: \['a cat'\]"):
             call()
     with pytest.raises(ValueError, match="no prompt"):
-        draft.encode(pipe, [])
+        sampling.encode(pipe, [])
 
 
 def test_no_prompts_are_no_pictures(pipe):
     side = pipe.transformer.config.sample_size * pipe.vae_scale_factor
-    assert draft.generate(pipe, [], steps=1).shape == (0, 3, side, side) == (0, *draft.generate(pipe, ["a cat"], steps=1).shape[1:])
-    assert draft.generate(pipe, [], steps=1, size=(16, 32)).shape == (0, 3, 16, 32)
-    assert draft.generate(pipe, [], steps=1, start=torch.rand(0, 3, 8, 16)).shape == (0, 3, 8, 16)
+    assert sampling.generate(pipe, [], steps=1).shape == (0, 3, side, side) == (0, *sampling.generate(pipe, ["a cat"], steps=1).shape[1:])
+    assert sampling.generate(pipe, [], steps=1, size=(16, 32)).shape == (0, 3, 16, 32)
+    assert sampling.generate(pipe, [], steps=1, start=torch.rand(0, 3, 8, 16)).shape == (0, 3, 8, 16)
 
 
 def test_ids_and_start_pictures_are_one_a_prompt(pipe):
     for options in ({"ids": [1]}, {"start": torch.rand(1, 3, 16, 16)}):
         with pytest.raises(ValueError, match="2 prompts need as many ids and start pictures"):
-            draft.generate(pipe, ["a cat", "a dog"], steps=2, **options)
+            sampling.generate(pipe, ["a cat", "a dog"], steps=2, **options)
 
 
 def test_a_size_that_is_no_square(pipe, prompt, scenes):
     """Training step and sampler draw the same picture of it; one that the patches do not divide is refused."""
-    texts = microworld.captions(scenes[:3])
+    texts = grammar.captions(scenes[:3])
     noise = lambda: [torch.Generator().manual_seed(7 + i) for i in range(3)]
     step = draft.draft_step(pipe, *prompt, reward, steps=STEPS, generator=noise(), size=(16, 32))
     assert step.pixels.shape == (3, 3, 16, 32)
-    assert torch.allclose(step.pixels, draft.generate(pipe, texts, steps=STEPS, seed=7, size=(16, 32)), atol=1e-5)
+    assert torch.allclose(step.pixels, sampling.generate(pipe, texts, steps=STEPS, seed=7, size=(16, 32)), atol=1e-5)
     with pytest.raises(ValueError, match="multiple of 8 pixels"):
         draft.draft_step(pipe, *prompt, reward, steps=STEPS, generator=noise(), size=20)
 
 
 def test_any_diffusers_pipeline_draws(clip_folder, tokenizer, scenes, tmp_path):
     """Stable Diffusion 1's kind: a UNet and one text tower; by the same two functions, anew and as an edit."""
-    clip = scores.load_clip(f"local-dir:{clip_folder}").model
+    clip = load_clip(f"local-dir:{clip_folder}").model
     torch.manual_seed(0)
     unet = UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), norm_num_groups=4,
                                 layers_per_block=1, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
                                 up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=32,
                                 attention_head_dim=4)  # fmt: skip
-    tower = CLIPTextModel(hub.text_tower(clip, tokenizer).config)
-    StableDiffusionPipeline(hub.new_vae((8, 16, 16), latent_channels=4), tower, tokenizer, unet, DDIMScheduler(), None, None,
+    tower = CLIPTextModel(pipelines.text_tower(clip, tokenizer).config)
+    StableDiffusionPipeline(models.new_vae((8, 16, 16), latent_channels=4), tower, tokenizer, unet, DDIMScheduler(), None, None,
                             requires_safety_checker=False).save_pretrained(tmp_path / "sd")  # fmt: skip
-    pipe, texts = hub.load_pipeline(tmp_path / "sd"), microworld.captions(scenes[:3])
-    drawn = list(draft.generate_shards(pipe, texts, [3, 1, 2], tmp_path / "out", shard=2, steps=2, batch=2))
-    whole = draft.generate(pipe, texts, ids=[3, 1, 2], steps=2)
-    decode = lambda rows: pictures.stack([io.BytesIO(row["bytes"]) for row in rows])
+    pipe, texts = pipelines.load_pipeline(tmp_path / "sd"), grammar.captions(scenes[:3])
+    drawn = list(sampling.generate_shards(pipe, texts, [3, 1, 2], tmp_path / "out", shard=2, steps=2, batch=2))
+    whole = sampling.generate(pipe, texts, ids=[3, 1, 2], steps=2)
+    decode = lambda rows: images.stack([io.BytesIO(row["bytes"]) for row in rows])
     assert whole.shape[0] == 3 and (decode(drawn) - whole).abs().max() < 1.5 / 255
-    edited = draft.generate(pipe, texts, ids=[3, 1, 2], steps=4, start=whole, strength=0.25)
+    edited = sampling.generate(pipe, texts, ids=[3, 1, 2], steps=4, start=whole, strength=0.25)
     assert edited.shape == whole.shape and not torch.equal(edited, whole)
 
 
 def test_two_processes_draw_what_one_does(scenes, sd3_folder, tmp_path):
-    texts = microworld.captions(scenes[:7])
+    texts = grammar.captions(scenes[:7])
     script = tmp_path / "draw.py"
     script.write_text(
-        "import hashlib, json, sys, torch; from icthp import draft, hub\n"
+        "import hashlib, json, sys, torch; from icthp import pipelines, tuning\n"
         "torch.set_num_threads(1); folder, out, texts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])\n"
-        f"rows = draft.generate_shards(hub.load_pipeline(folder), texts, list(range(7)), out, shard=2, **{DRAW})\n"
-        "digest, state = hashlib.sha256(b''.join(r['bytes'] for r in rows)).hexdigest(), draft.PartialState()\n"
+        f"rows = tuning.generate_shards(pipelines.load_pipeline(folder), texts, list(range(7)), out, shard=2, **{DRAW})\n"
+        "digest, state = hashlib.sha256(b''.join(r['bytes'] for r in rows)).hexdigest(), __import__('accelerate').PartialState()\n"
         "open(f'{out}.{state.process_index}', 'w').write(f'{digest} {state.num_processes}')\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
@@ -660,7 +662,7 @@ def test_two_processes_draw_what_one_does(scenes, sd3_folder, tmp_path):
     assert len(list((tmp_path / "two").glob("*.parquet"))) == 4
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    one = draft.generate_shards(hub.load_pipeline(str(sd3_folder)), texts, list(range(7)), tmp_path / "one", shard=2, **DRAW)
+    one = sampling.generate_shards(pipelines.load_pipeline(str(sd3_folder)), texts, list(range(7)), tmp_path / "one", shard=2, **DRAW)
     torch.set_num_threads(threads)
     digest = hashlib.sha256(b"".join(row["bytes"] for row in one)).hexdigest()
     assert [(tmp_path / f"two.{rank}").read_text(encoding="utf-8") for rank in (0, 1)] == [f"{digest} 2"] * 2
@@ -671,13 +673,13 @@ def test_a_pipeline_that_was_not_folded_draws_its_own_pictures(sd3_folder):
     from diffusers import StableDiffusion3Pipeline
 
     plain = StableDiffusion3Pipeline.from_pretrained(sd3_folder, text_encoder_3=None, tokenizer_3=None)
-    drawn = [draft.generate(pipe, ["a red circle"], steps=2) for pipe in (plain, hub.load_pipeline(str(sd3_folder)))]
+    drawn = [sampling.generate(pipe, ["a red circle"], steps=2) for pipe in (plain, pipelines.load_pipeline(str(sd3_folder)))]
     assert torch.allclose(*drawn, atol=1e-4)
 
 
 def test_shards_of_another_scheduler_or_text_encoder_are_drawn_anew(sd3_folder, tmp_path):
-    pipe, texts = hub.load_pipeline(str(sd3_folder)), ["a red circle"]
-    draw = lambda: list(draft.generate_shards(pipe, texts, [0], tmp_path, steps=2))
+    pipe, texts = pipelines.load_pipeline(str(sd3_folder)), ["a red circle"]
+    draw = lambda: list(sampling.generate_shards(pipe, texts, [0], tmp_path, steps=2))
     first = draw()
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, shift=1.0)
     second = draw()
@@ -688,7 +690,7 @@ def test_shards_of_another_scheduler_or_text_encoder_are_drawn_anew(sd3_folder, 
 def test_an_edits_steps_are_counted_as_diffusers_does(pipe):
     """0.6 of four steps are three."""
     start = torch.rand(1, 3, 16, 16)
-    draw = lambda **options: draft.generate(pipe, ["a red circle"], steps=4, start=start, strength=0.6, **options)
+    draw = lambda **options: sampling.generate(pipe, ["a red circle"], steps=4, start=start, strength=0.6, **options)
     assert draw(base_steps=3).shape == (1, 3, 16, 16)
     with pytest.raises(ValueError, match=r"0\.\.3"):
         draw(base_steps=4)

@@ -2,13 +2,15 @@ import pytest
 import torch
 from torch import nn
 
-from icthp import kernels, scores
+from icthp import kernels
+from icthp.scorers import clip, loading
+from icthp.scorers.hp import HpScorer, make_head
 
 
 @pytest.mark.parametrize("variant", ["linear", "affine", "released"])
 @pytest.mark.parametrize(("width", "outputs"), [(1, 1), (33, 1), (64, 2)])
 def test_head_is_one_vector(variant, width, outputs):
-    head = scores.head(width, variant, outputs).eval()
+    head = make_head(width, variant, outputs).eval()
     for p in head.parameters():
         nn.init.normal_(p, std=p.shape[-1] ** -0.5)
     folded, features = kernels.hp_head(head), torch.randn(17, width)
@@ -19,19 +21,19 @@ def test_head_is_one_vector(variant, width, outputs):
 
 def test_head_with_a_nonlinearity_is_refused():
     with pytest.raises(ValueError, match="LayerNorm"):
-        kernels.hp_head(scores.head(8, "paper"))
+        kernels.hp_head(make_head(8, "paper"))
     with pytest.raises(ValueError, match="nothing to fold"):
         kernels.hp_head(nn.Sequential(nn.Dropout()))
 
 
 def test_a_loaded_released_head_is_folded_and_can_be_saved(clip_folder, tmp_path):
-    hp = scores.HpScorer(scores.load_clip(f"local-dir:{clip_folder}"), scores.head(16, "affine"), {"width": 16, "variant": "affine"}).eval()
+    hp = HpScorer(clip.load_clip(f"local-dir:{clip_folder}"), make_head(16, "affine"), {"width": 16, "variant": "affine"}).eval()
     pixels = torch.rand(3, 3, 64, 64)
     hp.save_pretrained(tmp_path / "hp")
-    loaded = scores.load("hp", str(tmp_path / "hp"))
+    loaded = loading.load("hp", str(tmp_path / "hp"))
     assert len(loaded.head) == 1 and torch.allclose(loaded.score(pixels), hp.score(pixels), atol=1e-6)
     loaded.save_pretrained(tmp_path / "again")
-    assert torch.allclose(scores.load("hp", str(tmp_path / "again")).score(pixels), hp.score(pixels), atol=1e-6)
+    assert torch.allclose(loading.load("hp", str(tmp_path / "again")).score(pixels), hp.score(pixels), atol=1e-6)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -50,7 +52,7 @@ def test_padding_does_not_fold():
 
 
 def test_a_folded_scorer_scores_the_same_and_is_not_saved(clip_folder, tmp_path):
-    plain, folded = (scores.load("clip", f"local-dir:{clip_folder}") for _ in range(2))
+    plain, folded = (loading.load("clip", f"local-dir:{clip_folder}") for _ in range(2))
     pixels, prompts = torch.rand(3, 3, 80, 70), ["a", "b", "c"]
     assert torch.allclose(folded.fold().score(pixels, prompts), plain.score(pixels, prompts), atol=1e-5)
     with pytest.raises(ValueError, match="folded"):

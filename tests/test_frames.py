@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from icthp import frames
+from icthp.data import frames
 
 PANDAS_1 = (
     "c-n<h&2H2%5Kgk$Qhr3K5Ktt<fm6BU#Gw*MizvU12vTnxD$7Z{o2ZEs*^b(ks8kO0NAj)1L+~8D2yX&2&aQR~m2hNx?99yfjpsWKzrPuHZrJsf%be>dYm|t_"

@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 
 from conftest import ROOT
-from icthp import gallery, geneval, pictures, scores
+from icthp import images
+from icthp.evaluation import gallery, geneval
+from icthp.scorers import base, combined, hp, loading
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def folder(tmp_path):
 @pytest.fixture
 def loaded(clip_folder):
     source = f"local-dir:{clip_folder}"
-    return {"clip": scores.load("clip", source), "jpeg": scores.load("jpeg")}
+    return {"clip": loading.load("clip", source), "jpeg": loading.load("jpeg")}
 
 
 def with_prompts(folder):
@@ -46,7 +48,7 @@ def test_every_score_is_the_scorers_own(folder, loaded, tmp_path):
     assert "9.png" in table.error[5] and table.error[:5].isna().all() and table.loc[5, ["clip", "jpeg"]].isna().all()
     assert table["clip"].isna().tolist() == [False, True, False, False, True, True]
     for _, row in table[:5].iterrows():
-        pixels = pictures.to_pixels(row.image)[None]
+        pixels = images.to_pixels(row.image)[None]
         assert row.jpeg == pytest.approx(loaded["jpeg"].score(pixels).item(), rel=1e-6)
         if isinstance(row.prompt, str):
             assert row["clip"] == pytest.approx(loaded["clip"].score(pixels, [row.prompt]).item(), abs=2e-3)  # resized as bytes
@@ -96,7 +98,7 @@ def test_sources(folder, tmp_path):
     for _ in range(2):  # the second time the files are there
         table = gallery.read(f"dataset:{tmp_path / 'set'}:test", tmp_path / "out")
         assert table.prompt.tolist() == ["a", "b", "c"] and len(list((tmp_path / "out/pictures").iterdir())) == 3
-        assert all(torch.equal(pictures.read(a), pictures.read(b)) for a, b in zip(table.image, files))
+        assert all(torch.equal(images.read(a), images.read(b)) for a, b in zip(table.image, files))
     with pytest.raises(ValueError, match="no column `image`; it has text"):
         datasets.Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "texts/test.parquet")
         gallery.read(f"dataset:{tmp_path / 'texts'}:test", tmp_path)
@@ -110,7 +112,7 @@ def test_the_summary_says_what_a_number_compares(folder, loaded, tmp_path):
     said = gallery.summary(loaded, gallery.score(loaded, with_prompts(folder), tmp_path / "store"))
     assert "not of different ones" in said.compares["clip"] and "one size" in said.compares["jpeg"]
     assert said.number["jpeg"] == "kB at quality 95" and said["count"].tolist() == [3, 5]
-    light = scores.HpScorer(loaded["clip"], scores.head(16)).eval()
+    light = hp.HpScorer(loaded["clip"], hp.make_head(16)).eval()
     assert (
         gallery.summary({"jpeg": light}, table := gallery.score({"jpeg": light}, with_prompts(folder), tmp_path)).compares.jpeg
         == gallery.ACROSS
@@ -120,7 +122,7 @@ def test_the_summary_says_what_a_number_compares(folder, loaded, tmp_path):
 
 def test_a_size_in_bytes_warns_where_the_pictures_have_several(folder, loaded, tmp_path):
     """Alone, and as a part of a combined score; not where all have one size."""
-    mixed = scores.CombinedScorer([(loaded["clip"], 1.0, None, None), (loaded["jpeg"], -0.1, None, None)])
+    mixed = combined.CombinedScorer([(loaded["clip"], 1.0, None, None), (loaded["jpeg"], -0.1, None, None)])
     scorers = {"jpeg": loaded["jpeg"], "mixed": mixed}
     table = gallery.score(scorers, with_prompts(folder), tmp_path / "store")
     assert table["pixels"].tolist()[:5] == ["60 x 40", "60 x 60"] * 2 + ["60 x 40"]
@@ -166,7 +168,7 @@ def test_a_browser_sorts_the_page(folder, loaded, tmp_path):
 def test_scores_of_another_recipe_are_not_taken_from_the_store(folder, loaded, tmp_path):
     """The same weights, counted otherwise."""
     table = gallery.read(str(folder), folder)
-    one, ten = (scores.CombinedScorer([(loaded["jpeg"], weight, None, None)]) for weight in (1.0, 10.0))
+    one, ten = (combined.CombinedScorer([(loaded["jpeg"], weight, None, None)]) for weight in (1.0, 10.0))
     first, second = (gallery.score({"mine": s}, table, tmp_path / "store").mine.dropna() for s in (one, ten))
     assert np.allclose(second, 10 * first) and len(first) == 5
 
@@ -237,8 +239,8 @@ def test_a_shard_that_was_cut_is_made_anew(folder, loaded, tmp_path, counted, sh
 def test_a_prompt_that_is_cut_is_said_so_everywhere(folder, loaded, tmp_path):
     """In the table, the summary, the account and on the page; by every scorer that reads prompts, whatever it is made of."""
     long = "a red circle left of a blue square " * 30
-    both = scores.IctHpScorer(loaded["clip"], scores.HpScorer(loaded["clip"], scores.head(16)).eval())
-    mixed = scores.CombinedScorer([(loaded["jpeg"], 1.0, None, None), (both, 1.0, None, None)])
+    both = combined.IctHpScorer(loaded["clip"], hp.HpScorer(loaded["clip"], hp.make_head(16)).eval())
+    mixed = combined.CombinedScorer([(loaded["jpeg"], 1.0, None, None), (both, 1.0, None, None)])
     scorers = loaded | {"both": both, "mixed": mixed, "hp": both.hp}
     table = with_prompts(folder).assign(prompt=[long, "a star", None, long + "and a heart", "a star", long])
     table = gallery.score(scorers, table, tmp_path / "store")
@@ -249,7 +251,7 @@ def test_a_prompt_that_is_cut_is_said_so_everywhere(folder, loaded, tmp_path):
     assert page.count("only its beginning was read by clip, both, mixed") == 2
 
 
-class Odd(scores.Scorer):
+class Odd(base.Scorer):
     """NaN and infinite scores, and a picture that it refuses."""
 
     needs_prompt, unit = False, "nothing"
@@ -263,7 +265,7 @@ class Odd(scores.Scorer):
 
 
 def test_a_score_that_is_no_number_spoils_neither_page_nor_summary(folder, tmp_path):
-    scorers, pixel = {"odd": Odd(), "jpeg": scores.load("jpeg")}, np.full((60, 60, 3), 200, np.uint8)
+    scorers, pixel = {"odd": Odd(), "jpeg": loading.load("jpeg")}, np.full((60, 60, 3), 200, np.uint8)
     Image.fromarray(pixel).save(folder / "1.png")
     pixel[0, 0] = 0
     Image.fromarray(pixel).save(folder / "3.png")

@@ -9,16 +9,16 @@ from PIL import Image
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor, SwinConfig
 
 from conftest import ROOT
-from icthp import geneval, scores
-from icthp.detector import eyes
-from icthp.geneval import COLOURS, Detection, check
+from icthp.evaluation import geneval
+from icthp.microworld import detector
+from icthp.scorers import loading
 
 SHARED = ROOT.parent / "shared/data/prompts/geneval_metadata.jsonl"
 
 
 def at(label, colour="red", x=0.0, y=0.0, side=20, score=0.95):
     """An object by its centre, in pixels."""
-    return Detection(label, score, (x - side / 2, y - side / 2, x + side / 2, y + side / 2), colour)
+    return geneval.Detection(label, score, (x - side / 2, y - side / 2, x + side / 2, y + side / 2), colour)
 
 
 def ask(tag, *include, exclude=()):
@@ -60,24 +60,24 @@ CASES = [
 
 @pytest.mark.parametrize(("found", "metadata", "fault"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
 def test_rules(found, metadata, fault):
-    assert check(found, metadata) == (not fault, fault)
+    assert geneval.check(found, metadata) == (not fault, fault)
 
 
 def test_every_pair_must_stand_so():
     """Two wanted, one of them on the wrong side."""
     metadata = ask("position", {"class": "circle", "count": 2}, STAR | {"position": ["right of", 0]})
     left = [at("circle", x=0), at("circle", x=20, y=30)]
-    assert check([*left, at("star", x=200)], metadata)[0]
-    assert not check([left[0], at("circle", x=400), at("star", x=200)], metadata)[0]
+    assert geneval.check([*left, at("star", x=200)], metadata)[0]
+    assert not geneval.check([left[0], at("circle", x=400), at("star", x=200)], metadata)[0]
 
 
 def test_usable_detections():
     """Above 0.3, for counting above 0.9, never at it; sixteen of a class; most certain first."""
     found = [at("circle", score=s) for s in (0.3, 0.31, 0.9, 0.91)]
-    assert [d.score for d in geneval.usable(found, {"tag": "colors"})] == [0.91, 0.9, 0.31]
-    assert [d.score for d in geneval.usable(found, {"tag": "counting"})] == [0.91]
+    assert [d.score for d in geneval.filter_detections(found, {"tag": "colors"})] == [0.91, 0.9, 0.31]
+    assert [d.score for d in geneval.filter_detections(found, {"tag": "counting"})] == [0.91]
     many = [at("circle", score=0.4 + i / 100) for i in range(20)] + [at("star", score=0.35)]
-    assert [d.label for d in geneval.usable(many, {"tag": "colors"})] == ["circle"] * 16 + ["star"]
+    assert [d.label for d in geneval.filter_detections(many, {"tag": "colors"})] == ["circle"] * 16 + ["star"]
 
 
 # ---- an independent reading of the rules: plain loops over numbers -----------------------------------------------------
@@ -129,13 +129,15 @@ def test_rules_agree_with_an_independent_reading(task):
         for label in draw.choice(["circle", "star"], draw.integers(1, 6) + 2 * (task == "counting")):
             x, y = draw.integers(0, 100, 2)
             width, height = draw.integers(1, 120, 2)
-            found.append(Detection(str(label), float(draw.random()), (x, y, x + width, y + height), str(draw.choice(["red", "blue"]))))
+            found.append(
+                geneval.Detection(str(label), float(draw.random()), (x, y, x + width, y + height), str(draw.choice(["red", "blue"])))
+            )
         found = sorted(found, key=lambda d: -d.score)
         if task == "position" and draw.random() < 0.5:  # at the edges of the rule
             target = next((d for d in found if d.label == "circle"), at("circle"))
             centre = [(target.box[i] + target.box[i + 2]) / 2 + draw.choice([-1, 0, 1]) * draw.uniform(0, 30) for i in (0, 1)]
             found = [target, at("star", x=centre[0], y=centre[1], side=draw.uniform(1, 60))]
-        said = check(found, metadata)[0]
+        said = geneval.check(found, metadata)[0]
         assert said == straight(found, metadata), found
         right += said
     assert 20 < right < 380
@@ -152,7 +154,7 @@ def test_the_official_prompts(tmp_path):
         for want in row["include"]:
             x, y = places[want["position"][0]] if "position" in want else (0, 0)
             found += [at(want["class"], want.get("color", ""), x, y) for _ in range(want["count"])]
-        assert check(found, row) == (True, "") and not check(found[:-1], row)[0]
+        assert geneval.check(found, row) == (True, "") and not geneval.check(found[:-1], row)[0]
     classes = {w["class"] for r in rows for w in r["include"]}
     assert set(geneval.COCO.values()) <= classes and not set(geneval.COCO) & classes and len(classes) == 80
 
@@ -192,7 +194,7 @@ def test_mask2former_finds_boxes_around_its_masks(mask2former):
 
 def test_colours_are_read_inside_the_mask(clip_folder):
     """A CLIP whose text and image features are colours says the masked object's, not its surroundings'."""
-    rgb = dict(zip(COLOURS, [(1, 0, 0), (1, 0.5, 0), (1, 1, 0), (0, 0.6, 0), (0, 0, 1), (0.5, 0, 0.5), (1, 0.7, 0.8), (0.4, 0.2, 0),
+    rgb = dict(zip(geneval.COLOURS, [(1, 0, 0), (1, 0.5, 0), (1, 1, 0), (0, 0.6, 0), (0, 0, 1), (0.5, 0, 0.5), (1, 0.7, 0.8), (0.4, 0.2, 0),
                              (0, 0, 0), (1, 1, 1)]))  # fmt: skip
     features = lambda values: torch.nn.functional.normalize(torch.tensor(values).float() - 0.5, dim=-1)
 
@@ -208,14 +210,14 @@ def test_colours_are_read_inside_the_mask(clip_folder):
     image = np.full((60, 60, 3), (0, 153, 0), dtype=np.uint8)
     image[10:30, 10:30], mask = (0, 0, 255), np.zeros((60, 60), dtype=bool)
     mask[10:30, 10:30] = True
-    wide = Detection("ball", 0.9, (0, 0, 60, 60), mask=None)
-    tight = Detection("ball", 0.9, (10, 10, 30, 30), mask=mask)
+    wide = geneval.Detection("ball", 0.9, (0, 0, 60, 60), mask=None)
+    tight = geneval.Detection("ball", 0.9, (10, 10, 30, 30), mask=mask)
     colours = geneval.ClipColours(Eyes())
     assert colours(Image.fromarray(image), [wide, tight], "ball") == ["green", "blue"]
     outside = tight._replace(mask=~mask, box=(0, 0, 60, 60))
     assert colours(Image.fromarray(image), [outside], "ball") == ["green"]
-    real = geneval.ClipColours(scores.load("clip", f"local-dir:{clip_folder}"))
-    assert set(real(Image.fromarray(image), [wide, tight], "ball")) <= set(COLOURS)
+    real = geneval.ClipColours(loading.load("clip", f"local-dir:{clip_folder}"))
+    assert set(real(Image.fromarray(image), [wide, tight], "ball")) <= set(geneval.COLOURS)
 
 
 def test_a_folder_in_its_layout_comes_back_and_is_judged(tmp_path, mask2former, clip_folder):
@@ -226,7 +228,7 @@ def test_a_folder_in_its_layout_comes_back_and_is_judged(tmp_path, mask2former, 
     table = geneval.read_folder(tmp_path / "drawn")
     assert [p[-23:] for p in table.image] == [f"0000{i}/samples/0000{j}.png" for i in (0, 1) for j in (0, 1)]
     assert table.prompt.tolist() == ["a person"] * 2 + ["three mice"] * 2 and table.metadata[3] == rows[1]
-    colours = geneval.ClipColours(scores.load("clip", f"local-dir:{clip_folder}"))
+    colours = geneval.ClipColours(loading.load("clip", f"local-dir:{clip_folder}"))
     results = geneval.evaluate_folder(tmp_path / "drawn", geneval.Mask2Former(mask2former), colours)
     assert list(results) == ["filename", "tag", "prompt", "correct", "reason", "metadata", "details"]
     assert json.loads(results.metadata[0]) == rows[0] and not results.correct[2:].any()
@@ -320,4 +322,4 @@ def test_an_object_without_a_pixel_is_no_detection(mask2former, monkeypatch):
 
 def test_a_detector_that_is_not_there_is_said_with_the_remedy():
     with pytest.raises(FileNotFoundError, match="data/gone is no folder with a detector .`dvc pull`"):
-        eyes("data/gone")
+        detector.load_detector("data/gone")

@@ -18,7 +18,11 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from conftest import ROOT
-from icthp import audit, draft, gallery, hub, kernels, pictures, recipe, scores, sources, tables, votes
+from icthp import images, kernels, pipelines, preprocessing, tables
+from icthp.data import audit, sources
+from icthp.evaluation import gallery, human_votes
+from icthp.scorers import clip, loading
+from icthp.tuning import draft, lora, sampling, training
 
 PROMPTS = ["a red circle", "a blue square"]
 
@@ -33,8 +37,8 @@ def test_a_tiff_is_upright_by_its_path_too(mode, orientation, tmp_path):
     exif[274] = orientation
     image = Image.fromarray((ramp * 257).astype(np.uint16)) if mode == "I;16" else Image.fromarray(ramp.astype(np.uint8)).convert(mode)
     image.save(tmp_path / "o.tif", exif=exif)
-    by_path = pictures.read(tmp_path / "o.tif")
-    assert torch.equal(by_path, pictures.read(io.BytesIO((tmp_path / "o.tif").read_bytes())))
+    by_path = images.read(tmp_path / "o.tif")
+    assert torch.equal(by_path, images.read(io.BytesIO((tmp_path / "o.tif").read_bytes())))
     assert by_path.shape[1:] == ((48, 64) if orientation > 4 else (64, 48)) and abs(by_path.float().mean() - 127.5) < 1.5
 
 
@@ -42,10 +46,10 @@ def test_signed_numbers_and_dim_ones_are_refused(tmp_path):
     ramp = np.linspace(0, 4095, 64 * 64).reshape(64, 64)
     Image.fromarray(ramp.astype(np.int32)).save(tmp_path / "dim.tif")
     with pytest.raises(ValueError, match="dim.tif cannot be read: .*white may be 255, 4095 or 65535"):
-        pictures.read(tmp_path / "dim.tif")
+        images.read(tmp_path / "dim.tif")
     Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "signed.tif", tiffinfo={339: 2})
     with pytest.raises(ValueError, match="signed.tif cannot be read: .*signed numbers"):
-        pictures.read(tmp_path / "signed.tif")
+        images.read(tmp_path / "signed.tif")
 
 
 def test_a_path_longer_than_a_message_shows(tmp_path):
@@ -53,13 +57,13 @@ def test_a_path_longer_than_a_message_shows(tmp_path):
     place.mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(place / ("a prompt as a name, " * 6 + ".png"))
     table = gallery.read(str(place), tmp_path / "o")
-    assert gallery.score({"jpeg": scores.load("jpeg")}, table, tmp_path / "w").error.isna().all()
+    assert gallery.score({"jpeg": loading.load("jpeg")}, table, tmp_path / "w").error.isna().all()
 
 
 def test_a_file_name_of_letters_that_the_locale_does_not_have(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "ünï.png")
-    code = "import sys; from icthp import gallery, scores; w = sys.argv[1]\n"
-    code += "print(gallery.score({'jpeg': scores.load('jpeg')}, gallery.read(w, w + '/o'), w + '/w').error.isna().all())"
+    code = "import sys; import icthp; from icthp.evaluation import gallery; w = sys.argv[1]\n"
+    code += "print(gallery.score({'jpeg': icthp.load('jpeg')}, gallery.read(w, w + '/o'), w + '/w').error.isna().all())"
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT / "lib")}
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=os.environ | locale, capture_output=True, text=True)
     assert done.stdout.strip() == "True", done.stderr[-800:]
@@ -79,7 +83,7 @@ def clip_of_transformers(tmp_path):
     torch.manual_seed(0)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64)).eval()
     model.save_pretrained(tmp_path / "clip")
-    hub._in_transformers_format(open_clip.SimpleTokenizer()).save_pretrained(tmp_path / "clip")
+    clip._in_transformers_format(open_clip.SimpleTokenizer()).save_pretrained(tmp_path / "clip")
     return model, tmp_path / "clip"
 
 
@@ -90,7 +94,7 @@ def test_a_folders_own_tokenizer_reads_the_prompt(clip_of_transformers):
     tokens = CLIPTokenizer.from_pretrained(folder)(texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt")
     with torch.no_grad():
         want = torch.nn.functional.normalize(model.get_text_features(**tokens).pooler_output, dim=-1)
-        scorer = scores.load("pickscore", f"local-dir:{folder}")
+        scorer = loading.load("pickscore", f"local-dir:{folder}")
         assert (scorer.text_features(texts) - want).abs().max() < 1e-5
     assert scorer.cut(texts).tolist() == [False] * 4 + [True]
 
@@ -103,14 +107,14 @@ def test_processors_fields_that_were_not_read(said):
     theirs = said | ({"size": {"height": size, "width": size} if said.get("default_to_square") else {"shortest_edge": size}}
                      if isinstance(size, int) else {})  # fmt: skip
     want = CLIPImageProcessor(**{k: v for k, v in theirs.items() if k != "default_to_square"})(image, return_tensors="pt").pixel_values
-    got = kernels.preprocess(pictures.read(image)[None], recipe.of_transformers(said, 32, "x"))
+    got = kernels.preprocess(images.read(image)[None], preprocessing.from_transformers(said, 32, "x"))
     assert (got - want).abs().max() < 0.05
 
 
 @pytest.mark.parametrize("factor", [None, "1/255", 0, -1])
 def test_a_rescale_factor_that_is_none_is_refused(factor):
     with pytest.raises(ValueError, match="x: `rescale_factor`"):
-        recipe.of_transformers({"rescale_factor": factor}, 224, "x")
+        preprocessing.from_transformers({"rescale_factor": factor}, 224, "x")
 
 
 # ---- A2 -------------------------------------------------------------------------------------------------------------
@@ -123,7 +127,7 @@ def album(tmp_path):
 
 
 def scored(album, scorers=None):
-    return gallery.score(scorers or {"jpeg": scores.load("jpeg")}, gallery.read(str(album / "t.jsonl"), album / "o"), album / "w")
+    return gallery.score(scorers or {"jpeg": loading.load("jpeg")}, gallery.read(str(album / "t.jsonl"), album / "o"), album / "w")
 
 
 def lines(album, *rows):
@@ -154,11 +158,11 @@ def test_another_architecture_of_equal_weights_is_scored_anew(album, clip_folder
     shutil.copytree(clip_folder, album / "m")
     lines(album, {"prompt": "a red circle"})
     config = album / "m/open_clip_config.json"
-    first = scored(album, {"clip": scores.load("clip", f"local-dir:{album / 'm'}")})["clip"][0]
+    first = scored(album, {"clip": loading.load("clip", f"local-dir:{album / 'm'}")})["clip"][0]
     stated = json.loads(config.read_text(encoding="utf-8"))
     stated["model_cfg"]["text_cfg"]["no_causal_mask"] = True
     config.write_text(json.dumps(stated), encoding="utf-8")
-    scorer = scores.load("clip", f"local-dir:{album / 'm'}")
+    scorer = loading.load("clip", f"local-dir:{album / 'm'}")
     again = scored(album, {"clip": scorer})["clip"][0]
     assert again != first and again == pytest.approx(scorer.rank("a red circle", [album / "a.png"])[0][1], abs=1e-6)
 
@@ -194,28 +198,28 @@ def test_a_whole_picture_in_a_message_is_cut():
 
 def test_a_question_that_nobody_answered_is_no_wrong_answer():
     asked = {"tag": "two_object", "include": [{"class": "a", "count": 1}, {"class": "b", "count": 1, "color": "red"}]}
-    assert votes._confirmed({"task-count-0": float("nan"), "task-count-1": 1.0, "task-color-1": None}, asked) == 1.0
-    assert np.isnan(votes._confirmed({"task-count-0": None}, asked))
+    assert human_votes._confirmed({"task-count-0": float("nan"), "task-count-1": 1.0, "task-color-1": None}, asked) == 1.0
+    assert np.isnan(human_votes._confirmed({"task-count-0": None}, asked))
 
 
 def test_votes_without_a_prompt_or_axis_are_named():
     table = pd.DataFrame({"prompt": ["a", None], "image": ["x", "y"], "axis": "q", "value": [1.0, 2], "score": [1.0, 2]})
     with pytest.raises(ValueError, match="1 votes have no prompt or axis, the first in row 1"):
-        votes.agreement(table)
+        human_votes.agreement(table)
 
 
 def test_an_agreement_that_never_varies_has_no_interval():
     table = pd.DataFrame({"prompt": np.repeat(list("abc"), 3), "image": list("123456789"), "axis": "q", "value": [1.0, 2, 3] * 3})
-    found = votes.agreement(table.assign(score=table.value)).set_index("measure")
+    found = human_votes.agreement(table.assign(score=table.value)).set_index("measure")
     assert found.loc["spearman", "mean"] == pytest.approx(1) and np.isnan(found.loc["spearman", "low"])
     assert found.loc["pairs", "low"] < 1
 
 
 def test_too_few_pairs_for_an_audit_are_named():
-    content = pictures.encode(torch.rand(6, 3, 8, 8))
+    content = images.encode(torch.rand(6, 3, 8, 8))
     with pytest.raises(ValueError, match="at least 5 groups"):
         audit.predict_better([c["bytes"] for c in content[:3]], [c["bytes"] for c in content[3:]])
-    thin = pictures.encode(torch.rand(1, 3, 1, 32))[0]["bytes"]
+    thin = images.encode(torch.rand(1, 3, 1, 32))[0]["bytes"]
     with pytest.raises(ValueError, match="32 x 1 pixels"):
         audit.cues(thin)
 
@@ -225,7 +229,7 @@ def test_too_few_pairs_for_an_audit_are_named():
 
 @pytest.fixture
 def pipe(sd3_folder):
-    return hub.load_pipeline(str(sd3_folder))
+    return pipelines.load_pipeline(str(sd3_folder))
 
 
 def bright(pixels, rows):
@@ -234,16 +238,16 @@ def bright(pixels, rows):
 
 def step(pipe, **options):
     noise = [torch.Generator().manual_seed(k) for k in range(2)]
-    return draft.draft_step(pipe, *draft.encode(pipe, PROMPTS), bright, steps=3, generator=noise, **options)
+    return draft.draft_step(pipe, *sampling.encode(pipe, PROMPTS), bright, steps=3, generator=noise, **options)
 
 
 def test_tuning_draws_by_the_pipelines_own_levels(pipe, tmp_path):
-    plain = draft.generate(pipe, PROMPTS, steps=3)
+    plain = sampling.generate(pipe, PROMPTS, steps=3)
     pipe.scheduler.set_shift(8.0)
-    moved = draft.generate(pipe, PROMPTS, steps=3)
-    hub.save_sd3(pipe, tmp_path)
-    assert (draft.generate(hub.load_pipeline(str(tmp_path)), PROMPTS, steps=3) - moved).abs().max() < 1e-2  # kept as float16
-    draft.add_lora(pipe, 2)
+    moved = sampling.generate(pipe, PROMPTS, steps=3)
+    pipelines.save_sd3(pipe, tmp_path)
+    assert (sampling.generate(pipelines.load_pipeline(str(tmp_path)), PROMPTS, steps=3) - moved).abs().max() < 1e-2  # kept as float16
+    lora.add_lora(pipe, 2)
     assert (step(pipe).pixels - moved).abs().max() < 1e-4 < (moved - plain).abs().max()
 
 
@@ -252,14 +256,14 @@ def test_tuning_draws_by_the_pipelines_own_levels(pipe, tmp_path):
 )
 def test_a_sampler_that_is_not_eulers_is_refused(pipe, name, options):
     pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **options)
-    draft.add_lora(pipe, 2)
+    lora.add_lora(pipe, 2)
     with pytest.raises(ValueError, match="not supported"):
         step(pipe)
 
 
 def test_kept_pictures_know_shift_tiles_hooks_and_autocast(pipe, tmp_path):
     count = lambda: len(list(tmp_path.glob("*.parquet")))
-    draw = lambda: list(draft.generate_shards(pipe, PROMPTS, [0, 1], tmp_path, steps=1))
+    draw = lambda: list(sampling.generate_shards(pipe, PROMPTS, [0, 1], tmp_path, steps=1))
     draw()
     draw()
     assert count() == 1
@@ -279,9 +283,9 @@ def test_kept_pictures_know_shift_tiles_hooks_and_autocast(pipe, tmp_path):
         draw()
     assert count() == 5
     with pytest.raises(ValueError, match="as many ids"):
-        draft.generate_shards(pipe, PROMPTS, [0, 1, 2], tmp_path, steps=1)
+        sampling.generate_shards(pipe, PROMPTS, [0, 1, 2], tmp_path, steps=1)
     with pytest.raises(ValueError, match="floats in"):
-        draft.generate(pipe, PROMPTS, steps=2, start=torch.zeros(2, 3, 64, 64, dtype=torch.uint8), strength=0.5)
+        sampling.generate(pipe, PROMPTS, steps=2, start=torch.zeros(2, 3, 64, 64, dtype=torch.uint8), strength=0.5)
 
 
 def test_a_pipeline_saved_over_shards_is_the_one_that_loads(pipe, tmp_path):
@@ -290,9 +294,9 @@ def test_a_pipeline_saved_over_shards_is_the_one_that_loads(pipe, tmp_path):
     with torch.no_grad():
         for p in pipe.transformer.parameters():
             p.mul_(0.9)
-    want = draft.generate(pipe, PROMPTS, steps=2)
-    hub.save_sd3(pipe, tmp_path)
-    assert (draft.generate(hub.load_pipeline(str(tmp_path)), PROMPTS, steps=2) - want).abs().max() < 1e-2
+    want = sampling.generate(pipe, PROMPTS, steps=2)
+    pipelines.save_sd3(pipe, tmp_path)
+    assert (sampling.generate(pipelines.load_pipeline(str(tmp_path)), PROMPTS, steps=2) - want).abs().max() < 1e-2
 
 
 def test_a_run_does_not_go_on_with_another_reward(pipe, tmp_path):
@@ -305,8 +309,8 @@ def test_a_run_does_not_go_on_with_another_reward(pipe, tmp_path):
             return pixels.mean((1, 2, 3)).clamp(max=self.limit.detach())
 
     update, options = partial(draft.draft_step, steps=2), {"batch": 2, "lr": 1e-3, "checkpoint": tmp_path / "c.pt", "save_every": 1}
-    run = lambda limit, steps: draft.tune(pipe, PROMPTS, Limit(limit).score, update, steps=steps, **options)
-    draft.add_lora(pipe, 2)
+    run = lambda limit, steps: training.tune(pipe, PROMPTS, Limit(limit).score, update, steps=steps, **options)
+    lora.add_lora(pipe, 2)
     run(0.9, 2)
     with pytest.raises(ValueError, match="recipe.reward"):
         run(0.6, 2)

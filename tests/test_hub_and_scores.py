@@ -11,23 +11,27 @@ import torch
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from icthp import draft, files, hub, kernels, microworld, pictures, scores, weights
-from icthp.pictures import jpeg_bytes
+from icthp import files, images, kernels, pipelines
+from icthp.microworld import grammar, models, renderer
+from icthp.scorers import aesthetic, checkpoints, combined, loading
+from icthp.scorers.clip import ClipScorer, _in_transformers_format, save_clip
+from icthp.scorers.hp import HpScorer, make_head
+from icthp.tuning import sampling
 
 
 @pytest.fixture(scope="module")
 def pixels(scenes):
-    return microworld.render(scenes[:5])
+    return renderer.render(scenes[:5])
 
 
 @pytest.fixture(scope="module")
 def prompts(scenes):
-    return microworld.captions(scenes[:5])
+    return grammar.captions(scenes[:5])
 
 
 @pytest.fixture
 def clip(clip_folder):
-    return scores.load("clip", f"local-dir:{clip_folder}")
+    return loading.load("clip", f"local-dir:{clip_folder}")
 
 
 def test_tokenizer_reads_any_text(tokenizer):
@@ -41,7 +45,7 @@ def test_score_is_what_open_clip_gives(clip, clip_folder, pixels, prompts):
     """The reference path: open_clip's own transform on PIL images, its tokenizer, one image at a time."""
     model, transform = open_clip.create_model_from_pretrained(f"local-dir:{clip_folder}")
     tokenize = open_clip.get_tokenizer(f"local-dir:{clip_folder}")
-    for content, prompt, got in zip(pictures.encode(pixels), prompts, clip.score(pixels, prompts)):
+    for content, prompt, got in zip(images.encode(pixels), prompts, clip.score(pixels, prompts)):
         image = transform(Image.open(io.BytesIO(content["bytes"])))[None]
         with torch.no_grad():
             v, t = model.eval().encode_image(image, normalize=True), model.encode_text(tokenize([prompt]), normalize=True)
@@ -53,7 +57,7 @@ def test_geometry_is_clips(clip_folder, shape):
     """open_clip's transform of a PIL image, to one grey level, on noise, whose edges overshoot; sizes and margins even and odd."""
     _, transform = open_clip.create_model_from_pretrained(f"local-dir:{clip_folder}")
     image = Image.fromarray(torch.randint(256, (*shape, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy())
-    mine = kernels.preprocess(pictures.to_pixels(image)[None], 64, [0.5] * 3, [0.5] * 3)[0]
+    mine = kernels.preprocess(images.to_pixels(image)[None], 64, [0.5] * 3, [0.5] * 3)[0]
     grey = lambda x: (x / 2 + 0.5) * 255
     assert (grey(mine).round() - grey(transform(image)).round()).abs().max() <= 1
 
@@ -74,7 +78,7 @@ def test_repeated_prompts_are_encoded_once(clip, pixels, prompts, monkeypatch):
 
 
 def test_pickscore_is_the_scaled_cosine(clip, clip_folder, pixels, prompts):
-    scaled = scores.load("pickscore", f"local-dir:{clip_folder}")
+    scaled = loading.load("pickscore", f"local-dir:{clip_folder}")
     assert torch.allclose(scaled.score(pixels, prompts), clip.score(pixels, prompts) * clip.model.logit_scale.exp())
 
 
@@ -88,19 +92,19 @@ def test_split_adds_up_and_its_irrelevant_part_is_along_the_mean_text(clip, pixe
 
 @pytest.mark.parametrize("variant", ["paper", "released"])
 def test_hp_survives_its_folder_and_icthp_is_the_product(clip, clip_folder, pixels, prompts, tmp_path, variant):
-    hp = scores.HpScorer(clip, scores.head(16, variant), {"width": 16, "variant": variant}).eval()
+    hp = HpScorer(clip, make_head(16, variant), {"width": 16, "variant": variant}).eval()
     hp.save_pretrained(tmp_path)
-    again = scores.load("hp", str(tmp_path))
+    again = loading.load("hp", str(tmp_path))
     values = again.score(pixels)
     assert torch.allclose(values, hp.score(pixels), atol=1e-6) and values.min() > 0 and values.max() < 1
-    both = scores.load("icthp", f"{clip_folder},{tmp_path}")
+    both = loading.load("icthp", f"{clip_folder},{tmp_path}")
     assert torch.allclose(both.score(pixels, prompts), clip.score(pixels, prompts) * values, atol=1e-6)
 
 
 def test_released_head_is_one_affine_map():
     """models/icthp_model.py:47-62: five linear layers with nothing between; N(0, 1/1025) leaves next to no signal."""
     torch.manual_seed(0)
-    head = scores.head(1024, "released").eval().double()
+    head = make_head(1024, "released").eval().double()
     linear = [layer for layer in head if isinstance(layer, torch.nn.Linear)]
     assert sum(p.numel() for p in head.parameters()) == 1_190_113
     weight = linear[0].weight
@@ -112,19 +116,19 @@ def test_released_head_is_one_affine_map():
 
 
 def test_jpeg(pixels):
-    jpeg = scores.load("jpeg")
-    assert torch.equal(jpeg.score(pixels), jpeg_bytes(pixels) / 1000)
+    jpeg = loading.load("jpeg")
+    assert torch.equal(jpeg.score(pixels), images.jpeg_bytes(pixels) / 1000)
 
 
 def test_aesthetic_reads_lions_heads(clip_folder, pixels, tmp_path):
     torch.save({"weight": torch.randn(1, 16), "bias": torch.randn(1)}, tmp_path / "linear.pth")
-    scorer = scores.load("aesthetic", f"local-dir:{clip_folder},{tmp_path}/linear.pth")
+    scorer = loading.load("aesthetic", f"local-dir:{clip_folder},{tmp_path}/linear.pth")
     assert scorer.score(pixels).shape == (5,)
 
 
 def test_rank_orders_pictures(clip, pixels, prompts, tmp_path):
     paths = []
-    for i, content in enumerate(pictures.encode(pixels)):
+    for i, content in enumerate(images.encode(pixels)):
         paths.append(tmp_path / f"{i}.png")
         paths[-1].write_bytes(content["bytes"])
     ranked = clip.rank(prompts[0], paths)
@@ -150,17 +154,17 @@ def test_bad_input_is_named(clip, bad, prompts, says):
 
 def test_unknown_and_missing_scorers():
     with pytest.raises(ValueError, match="no scorer is called 'clipp'"):
-        scores.load("clipp")
+        loading.load("clipp")
     with pytest.raises(FileNotFoundError, match="dvc repro train_hp"):
-        scores.load("hp", "nowhere/hp")
+        loading.load("hp", "nowhere/hp")
     with pytest.raises(FileNotFoundError, match="models/nope is neither a folder"):
-        scores.load("ict", "models/nope")
+        loading.load("ict", "models/nope")
     with pytest.raises(FileNotFoundError, match="nowhere.pt is not there"):
-        scores.load("clip", "ViT-B-32/some/nowhere.pt")
+        loading.load("clip", "ViT-B-32/some/nowhere.pt")
     with pytest.raises(ValueError, match="no weights 'openia' of ViT-B-32: it has openai"):
-        scores.load("clip", "ViT-B-32/openia")
+        loading.load("clip", "ViT-B-32/openia")
     with pytest.raises(FileNotFoundError, match="`dvc pull` fetches data/, looked for open_clip_model.safetensors"):
-        scores.load("clip", "local-dir:nowhere")
+        loading.load("clip", "local-dir:nowhere")
 
 
 @pytest.mark.parametrize("name", ["ict", "hp"])
@@ -168,11 +172,11 @@ def test_a_folder_that_a_killed_training_left_is_named(name, tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "work/checkpoint.pt").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=f"has no weights: `dvc repro train_{name}` makes it"):
-        scores.load(name, f"local-dir:{tmp_path}" if name == "ict" else str(tmp_path))
+        loading.load(name, f"local-dir:{tmp_path}" if name == "ict" else str(tmp_path))
 
 
 def test_text_tower_equals_open_clips(clip, tokenizer, prompts):
-    tower = hub.text_tower(clip.model, tokenizer)
+    tower = pipelines.text_tower(clip.model, tokenizer)
     ids = clip.tokenizer(prompts)
     with torch.no_grad():
         assert torch.allclose(tower(ids).text_embeds, clip.model.encode_text(ids), atol=1e-5)
@@ -180,18 +184,20 @@ def test_text_tower_equals_open_clips(clip, tokenizer, prompts):
 
 def test_a_text_tower_takes_anothers_place(clip, tokenizer, prompts, sd3_folder):
     """The first encoder then says what the other CLIP says, the second what it said, and pictures change; one that fits comes back."""
-    other = hub.new_clip(hub.clip_config(tokenizer, width=32, layers=2, text_layers=2, embed_dim=16))
-    pipe, ids = hub.load_pipeline(str(sd3_folder)), clip.tokenizer(prompts)
+    other = models.new_clip(models.clip_config(tokenizer, width=32, layers=2, text_layers=2, embed_dim=16))
+    pipe, ids = pipelines.load_pipeline(str(sd3_folder)), clip.tokenizer(prompts)
     second = {k: v.clone() for k, v in pipe.text_encoder_2.state_dict().items()}
-    before = draft.generate(pipe, prompts, steps=2)
+    before = sampling.generate(pipe, prompts, steps=2)
     with torch.no_grad():
-        told = hub.swap_text_tower(pipe, other).text_encoder(ids).text_embeds
+        told = pipelines.swap_text_tower(pipe, other).text_encoder(ids).text_embeds
         assert torch.allclose(told, other.encode_text(ids), atol=1e-5)
     assert all(torch.equal(v, second[k]) for k, v in pipe.text_encoder_2.state_dict().items())
-    assert (draft.generate(pipe, prompts, steps=2) - before).abs().max() > 1e-3
-    assert torch.allclose(draft.generate(hub.swap_text_tower(pipe, clip.model), prompts, steps=2), before, atol=2e-3)  # stored as float16
+    assert (sampling.generate(pipe, prompts, steps=2) - before).abs().max() > 1e-3
+    assert torch.allclose(
+        sampling.generate(pipelines.swap_text_tower(pipe, clip.model), prompts, steps=2), before, atol=2e-3
+    )  # stored as float16
     with pytest.raises(ValueError, match="another shape"):
-        hub.swap_text_tower(pipe, hub.new_clip(hub.clip_config(tokenizer, width=64, layers=1, text_layers=2, embed_dim=16)))
+        pipelines.swap_text_tower(pipe, models.new_clip(models.clip_config(tokenizer, width=64, layers=1, text_layers=2, embed_dim=16)))
 
 
 def test_stable_diffusion_2_1_takes_the_text_tower_of_vit_h():
@@ -201,9 +207,9 @@ def test_stable_diffusion_2_1_takes_the_text_tower_of_vit_h():
     clip = open_clip.get_model_config("ViT-H-14")
     with torch.device("meta"):
         encoder, tower = CLIPTextModel(config), open_clip.CLIP(clip["embed_dim"], clip["vision_cfg"], clip["text_cfg"])
-    given, last = [], [k for k in hub._text_state(tower, "") if "layers.23." in k]
-    with mock.patch.object(hub, "fill", lambda model, state, _: given.append(state)):
-        hub.swap_text_tower(SimpleNamespace(text_encoder=encoder), tower)
+    given, last = [], [k for k in pipelines._text_state(tower, "") if "layers.23." in k]
+    with mock.patch.object(pipelines, "fill", lambda model, state, _: given.append(state)):
+        pipelines.swap_text_tower(SimpleNamespace(text_encoder=encoder), tower)
     own = encoder.state_dict()
     assert {k: v.shape for k, v in given[0].items()} == {k: v.shape for k, v in own.items()}
     assert len(last) == 16 and not any(k.endswith(last[0]) for k in own)
@@ -217,7 +223,7 @@ def test_folded_t5_draws_the_same_picture(sd3_folder, prompts):
     options = dict(num_inference_steps=4, guidance_scale=0, output_type="pt")
     one, two = (torch.Generator().manual_seed(0) for _ in range(2))
     expected = plain(prompts, generator=one, **options).images
-    folded = hub.load_pipeline(str(sd3_folder))(prompts, generator=two, max_sequence_length=1, **options).images
+    folded = pipelines.load_pipeline(str(sd3_folder))(prompts, generator=two, max_sequence_length=1, **options).images
     assert torch.allclose(expected, folded, atol=1e-4)
 
 
@@ -230,30 +236,30 @@ def test_a_prompt_is_cut_beyond_the_last_token(clip):
     fits = next(words[:n] for n in range(len(words), 0, -1) if count(words[:n]) == limit)
     over = next(words[:n] for n in range(len(words)) if count(words[:n]) == limit + 1)
     assert clip.cut([fits, over, "a red circle", words]).tolist() == [False, True, False, True]
-    plain = scores.ClipScorer(clip.model, open_clip.SimpleTokenizer(context_length=limit))  # pads with 0
+    plain = ClipScorer(clip.model, open_clip.SimpleTokenizer(context_length=limit))  # pads with 0
     assert plain.cut(["a " * (limit - 2), "a " * (limit - 1), "a " * 1000]).tolist() == [False, True, True]
 
 
 def test_a_new_transformer_tells_patches_and_words_apart(sd3_folder, prompts):
-    pipe = hub.load_pipeline(str(sd3_folder))
+    pipe = pipelines.load_pipeline(str(sd3_folder))
     side = pipe.transformer.config.pos_embed_max_size
     code = pipe.transformer.pos_embed.pos_embed[0]
     distance = torch.cdist(code, code) + torch.eye(side**2) * 9
     assert distance.min() > 0.5 * code.norm(dim=1).mean()  # the class's own: 0.25 here, 0.1 on a side of 8
     assert torch.linalg.matrix_rank(code.float() - code.mean(0), rtol=1e-2) >= 2 * (side - 1)
-    embeds, _ = draft.encode(pipe, prompts)
+    embeds, _ = sampling.encode(pipe, prompts)
     second = embeds[:, 1:-1, pipe.text_encoder.config.hidden_size :]
     assert second.std() > 0.5  # at 0.02 the words would be invisible beside the first tower's
 
 
 def test_a_folder_that_is_no_pipeline(tmp_path):
     with pytest.raises(FileNotFoundError, match="model_index.json"):
-        hub.load_pipeline(str(tmp_path))
+        pipelines.load_pipeline(str(tmp_path))
 
 
 def test_generate_does_not_depend_on_the_batch(sd3_folder, prompts):
-    pipe = hub.load_pipeline(str(sd3_folder))
-    assert torch.allclose(draft.generate(pipe, prompts, steps=2, batch=2), draft.generate(pipe, prompts, steps=2, batch=5), atol=1e-4)
+    pipe = pipelines.load_pipeline(str(sd3_folder))
+    assert torch.allclose(sampling.generate(pipe, prompts, steps=2, batch=2), sampling.generate(pipe, prompts, steps=2, batch=5), atol=1e-4)
 
 
 def test_released_weights_are_safetensors_only(clip_folder, sd3_folder):
@@ -267,20 +273,20 @@ def test_load_does_not_unpickle(clip_folder, tmp_path):
     bad, trace = tmp_path / "head.pth", tmp_path / "it_ran"
     bad.write_bytes(f"cos\nsystem\n(S'touch {trace}'\ntR.".encode())
     with pytest.raises(ValueError, match="head.pth holds more than tensors, which weights_only refuses to run"):
-        scores.aesthetic_head(bad)
+        aesthetic.aesthetic_head(bad)
     assert not trace.exists()
 
 
 def test_hp_reads_the_embedding_as_it_is(clip, pixels):
     """Not its direction: twice the embedding is another input to an affine head."""
-    hp = scores.HpScorer(clip, torch.nn.Linear(16, 1))
+    hp = HpScorer(clip, torch.nn.Linear(16, 1))
     plain = clip.model.encode_image(clip.preprocess(pixels), normalize=False)
     assert torch.allclose(hp(pixels), torch.sigmoid(hp.head(plain)[:, 0]), atol=1e-6)
     assert (plain.norm(dim=1) - 1).abs().min() > 0.01
 
 
 def test_hp_keeps_its_precision_under_autocast(clip, pixels):
-    hp = scores.HpScorer(clip, torch.nn.Linear(16, 1))
+    hp = HpScorer(clip, torch.nn.Linear(16, 1))
     with torch.autocast("cpu", torch.bfloat16):
         assert hp(pixels).dtype == torch.float32
 
@@ -288,9 +294,9 @@ def test_hp_keeps_its_precision_under_autocast(clip, pixels):
 def test_open_clips_own_tokenizer_is_saved(tmp_path, prompts):
     """As for ViT-B-32 and ViT-H-14: the folder holds it in transformers' format, with the same ids."""
     own = open_clip.get_tokenizer("ViT-B-32")
-    config = hub.clip_config(hub._in_transformers_format(own), width=32, layers=1, text_layers=1, embed_dim=16)
-    hub.save_clip(hub.new_clip(config), own, config, tmp_path)
-    saved = scores.load("clip", f"local-dir:{tmp_path}").tokenizer
+    config = models.clip_config(_in_transformers_format(own), width=32, layers=1, text_layers=1, embed_dim=16)
+    save_clip(models.new_clip(config), own, config, tmp_path)
+    saved = loading.load("clip", f"local-dir:{tmp_path}").tokenizer
     texts = [*prompts, "A Photo of TWO dogs, 3.5 m apart!"]
     mine, theirs = saved(texts), own(texts)
     end = own.eot_token_id
@@ -300,15 +306,15 @@ def test_open_clips_own_tokenizer_is_saved(tmp_path, prompts):
 
 @pytest.mark.parametrize("source", ["ViT-B-32/laion2b_s34b_b79k", "ViT-H-14/laion2b_s32b_b79k"])
 def test_the_config_of_a_named_model(source):
-    assert {"embed_dim", "vision_cfg", "text_cfg"} <= weights.model_config(source).keys()
+    assert {"embed_dim", "vision_cfg", "text_cfg"} <= checkpoints.model_config(source).keys()
 
 
 def test_every_picture_with_every_prompt(clip_folder):
     """scores.table is score on all pairs; bytes score as the pictures they came from."""
     pixels, prompts = torch.randint(256, (3, 3, 64, 64), dtype=torch.uint8), ["a red circle", "a blue star"]
-    clip = scores.load("clip", f"local-dir:{clip_folder}")
-    hp = scores.HpScorer(clip, scores.head(16)).eval()
-    for scorer in (clip, hp, scores.IctHpScorer(clip, hp), scores.load("jpeg")):
+    clip = loading.load("clip", f"local-dir:{clip_folder}")
+    hp = HpScorer(clip, make_head(16)).eval()
+    for scorer in (clip, hp, combined.IctHpScorer(clip, hp), loading.load("jpeg")):
         pairs = [scorer.score(pixels, [prompt] * 3) for prompt in prompts]
         assert torch.allclose(scorer.table(pixels, prompts), torch.stack(pairs, 1), atol=1e-6)
         assert torch.allclose(pairs[0], scorer.score(pixels.float() / 255, [prompts[0]] * 3), atol=1e-6)
@@ -316,22 +322,22 @@ def test_every_picture_with_every_prompt(clip_folder):
 
 def test_combined_scores(clip_folder):
     """A weighted sum and a product, by hand; where a part is cut it has no gradient."""
-    clip = scores.load("clip", f"local-dir:{clip_folder}")
-    hp, pixels, prompts = scores.HpScorer(clip, scores.head(16)).eval(), torch.rand(3, 3, 64, 64), ["a", "b", "c"]
+    clip = loading.load("clip", f"local-dir:{clip_folder}")
+    hp, pixels, prompts = HpScorer(clip, make_head(16)).eval(), torch.rand(3, 3, 64, 64), ["a", "b", "c"]
     c, h = clip.score(pixels, prompts), hp.score(pixels)
-    total = scores.CombinedScorer([(clip, 2.0, None, None), (hp, -0.5, None, None)]).score(pixels, prompts)
+    total = combined.CombinedScorer([(clip, 2.0, None, None), (hp, -0.5, None, None)]).score(pixels, prompts)
     assert torch.allclose(total, 2 * c - 0.5 * h)
-    product = scores.CombinedScorer([(clip, 1.0, None, None), (hp, 1.0, None, None)], product=True)
-    assert torch.allclose(product.score(pixels, prompts), scores.IctHpScorer(clip, hp).score(pixels, prompts))
-    hinge = scores.CombinedScorer([(clip, 1.0, None, float(c.min()) - 1)])
+    product = combined.CombinedScorer([(clip, 1.0, None, None), (hp, 1.0, None, None)], product=True)
+    assert torch.allclose(product.score(pixels, prompts), combined.IctHpScorer(clip, hp).score(pixels, prompts))
+    hinge = combined.CombinedScorer([(clip, 1.0, None, float(c.min()) - 1)])
     gradient = torch.autograd.grad(hinge.score(pixels.requires_grad_(), prompts).sum(), pixels)[0]
     assert torch.allclose(hinge.score(pixels, prompts), c.min() - 1) and not gradient.any()
-    alone = scores.CombinedScorer([(hp, 1.0, None, None)])
+    alone = combined.CombinedScorer([(hp, 1.0, None, None)])
     assert not alone.needs_prompt and alone.table(pixels, ["a", "b"]).shape == (3, 2)
     with pytest.raises(ValueError, match="list of texts"):
         clip.table(pixels, "a red circle")
     with pytest.raises(ValueError, match="at least one"):
-        scores.CombinedScorer([])
+        combined.CombinedScorer([])
 
 
 def test_a_fingerprint_sees_where_a_weight_is():
@@ -344,18 +350,18 @@ def test_a_fingerprint_sees_where_a_weight_is():
 
 def test_openais_weights_get_their_activation(monkeypatch):
     seen = {}
-    monkeypatch.setattr(weights.open_clip, "create_model", lambda *a, **options: seen.update(options) or torch.nn.Identity())
+    monkeypatch.setattr(checkpoints.open_clip, "create_model", lambda *a, **options: seen.update(options) or torch.nn.Identity())
     for source, quick in (("ViT-B-32/openai", True), ("ViT-B-32/laion2b_s34b_b79k", False)):
-        weights.read_clip(source)
-        assert seen["force_quick_gelu"] == quick == weights.model_config(source).get("quick_gelu", False)
+        checkpoints.read_clip(source)
+        assert seen["force_quick_gelu"] == quick == checkpoints.model_config(source).get("quick_gelu", False)
 
 
 def test_a_text_tower_keeps_its_activation(clip, tokenizer, prompts, sd3_folder):
-    quick = hub.new_clip(hub.clip_config(tokenizer, width=32, layers=1, text_layers=2, embed_dim=16) | {"quick_gelu": True})
-    tower, ids = hub.text_tower(quick, tokenizer), clip.tokenizer(prompts)
+    quick = models.new_clip(models.clip_config(tokenizer, width=32, layers=1, text_layers=2, embed_dim=16) | {"quick_gelu": True})
+    tower, ids = pipelines.text_tower(quick, tokenizer), clip.tokenizer(prompts)
     assert tower.config.hidden_act == "quick_gelu" and torch.allclose(tower(ids).text_embeds, quick.encode_text(ids), atol=1e-5)
     with pytest.raises(ValueError, match="activation quick_gelu, the pipeline's gelu"):
-        hub.swap_text_tower(hub.load_pipeline(str(sd3_folder)), quick)
+        pipelines.swap_text_tower(pipelines.load_pipeline(str(sd3_folder)), quick)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -365,24 +371,24 @@ def test_a_turned_photograph_is_read_upright(tmp_path, orientation):
     exif[0x0112] = orientation
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 40, 3), dtype=np.uint8)).save(file, exif=exif)
     expected = datasets.Image().decode_example({"path": str(file), "bytes": None})
-    assert torch.equal(pictures.read(file), torch.from_numpy(np.array(expected)).permute(2, 0, 1))
-    assert pictures.read(file).shape == ((3, 20, 40) if orientation < 5 else (3, 40, 20))
+    assert torch.equal(images.read(file), torch.from_numpy(np.array(expected)).permute(2, 0, 1))
+    assert images.read(file).shape == ((3, 20, 40) if orientation < 5 else (3, 40, 20))
 
 
 def test_sources_that_cannot_be_are_named(tmp_path, clip_folder):
-    scorer = scores.load("clip", f"local-dir:{clip_folder}")
+    scorer = loading.load("clip", f"local-dir:{clip_folder}")
     assert scorer.score(torch.full((1, 3, 8, 8), torch.nan), ["a"]).isnan().all()  # what DRaFT leaves out
     with pytest.raises(ValueError, match="at least one text"):
         scorer.table(torch.rand(1, 3, 8, 8), [])
     with pytest.raises(ValueError, match="CLIP,head.pth"):
-        scores.load("aesthetic", "ViT-L-14/openai")
+        loading.load("aesthetic", "ViT-L-14/openai")
     with pytest.raises(FileNotFoundError, match="name the publisher's folder"):
-        scores.load("imagereward", f"local-dir:{tmp_path}")
+        loading.load("imagereward", f"local-dir:{tmp_path}")
 
 
 def test_an_empty_batch_scores_nothing(clip):
-    hp = scores.HpScorer(clip, scores.head(16)).eval()
-    for scorer in (clip, hp, scores.IctHpScorer(clip, hp), scores.load("jpeg"), scores.CombinedScorer([(clip, 1.0, None, None)])):
+    hp = HpScorer(clip, make_head(16)).eval()
+    for scorer in (clip, hp, combined.IctHpScorer(clip, hp), loading.load("jpeg"), combined.CombinedScorer([(clip, 1.0, None, None)])):
         assert scorer.score(torch.zeros(0, 3, 64, 64), []).shape == (0,)
         assert scorer.table(torch.zeros(0, 3, 64, 64), ["a", "b"]).shape == (0, 2)
 
@@ -398,14 +404,14 @@ def test_what_is_no_prompt_and_no_picture_is_named(clip):
 
 
 def test_every_scorer_says_what_it_cuts(clip):
-    long, hp = "a red circle " * 40, scores.HpScorer(clip, scores.head(16)).eval()
+    long, hp = "a red circle " * 40, HpScorer(clip, make_head(16)).eval()
     told = {
         "clip": clip,
-        "icthp": scores.IctHpScorer(clip, hp),
-        "sum": scores.CombinedScorer([(hp, 1.0, None, None), (clip, 1.0, None, None)]),
+        "icthp": combined.IctHpScorer(clip, hp),
+        "sum": combined.CombinedScorer([(hp, 1.0, None, None), (clip, 1.0, None, None)]),
     }
     assert all(scorer.cut(["a red circle", long]).tolist() == [False, True] for scorer in told.values())
-    assert not hp.cut(["a", long]).any() and not scores.load("jpeg").cut([long]).any()
+    assert not hp.cut(["a", long]).any() and not loading.load("jpeg").cut([long]).any()
 
 
 @pytest.mark.parametrize("name", ["clip", "pickscore", "hp", "aesthetic", "icthp"])
@@ -414,11 +420,11 @@ def test_towers_in_bfloat16_make_no_ties(clip_folder, tmp_path, name):
     torch.save(
         {"weight": torch.randn(1, 16, generator=torch.Generator().manual_seed(0)), "bias": torch.full((1,), 5.0)}, tmp_path / "linear.pth"
     )
-    clip = scores.load("pickscore" if name == "pickscore" else "clip", f"local-dir:{clip_folder}")
-    hp = scores.HpScorer(clip, scores.head(16)).eval()
+    clip = loading.load("pickscore" if name == "pickscore" else "clip", f"local-dir:{clip_folder}")
+    hp = HpScorer(clip, make_head(16)).eval()
     torch.nn.init.constant_(hp.head[-1].bias, 4.0)  # where a tuned generator's pictures lie, and bfloat16 has steps of 0.004
-    scorer = {"hp": hp, "icthp": scores.IctHpScorer(clip, hp)}.get(name, clip)
-    scorer = scores.AestheticScorer(clip, scores.aesthetic_head(tmp_path / "linear.pth")) if name == "aesthetic" else scorer
+    scorer = {"hp": hp, "icthp": combined.IctHpScorer(clip, hp)}.get(name, clip)
+    scorer = aesthetic.AestheticScorer(clip, aesthetic.aesthetic_head(tmp_path / "linear.pth")) if name == "aesthetic" else scorer
     pixels = (0.5 + 0.01 * torch.randn(64, 3, 64, 64, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
     with torch.no_grad():
         with torch.autocast("cpu", torch.bfloat16):
@@ -441,7 +447,7 @@ def test_a_large_picture_of_bytes_is_not_copied_as_floats(clip_folder, name):
             sizes.extend([out.untyped_storage().nbytes()] if isinstance(out, torch.Tensor) else [])
             return out
 
-    scorer = scores.load(name, f"local-dir:{clip_folder}" if name == "clip" else None)
+    scorer = loading.load(name, f"local-dir:{clip_folder}" if name == "clip" else None)
     pixels = torch.zeros(1, 3, 4000, 6000, dtype=torch.uint8)
     with Watch():
         scorer.score(pixels, ["a"])

@@ -18,7 +18,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from conftest import ROOT
-from icthp import hub, parquet, pick_high, prompts, scores, train, votes
+from icthp import train
+from icthp.data import parquet, prompts
+from icthp.data.pairs import PAIRS, read_pairs
+from icthp.data.triplets import DECODING, TRIPLETS, Triplets, write_dataset_card, write_triplets
+from icthp.evaluation import human_votes
+from icthp.scorers import clip, loading
 from test_train import SHORT, killed_before_the_end
 
 FILE = "train-00000.parquet"
@@ -31,8 +36,8 @@ def copied(triplets_folder, tmp_path):
     return tmp_path / "set"
 
 
-def open_(folder, split="train", size=48) -> pick_high.Triplets:
-    return pick_high.Triplets(folder, split, size)
+def open_(folder, split="train", size=48) -> Triplets:
+    return Triplets(folder, split, size)
 
 
 def rewrite(folder, change) -> None:
@@ -70,10 +75,10 @@ def test_a_base_of_another_name_is_the_same_and_one_of_other_weights_is_not(trip
     """The other base differs in a word that no prompt has, so that every loss is the same."""
     options = SHORT | {"out": tmp_path / "out", "triplets": triplets_folder}
     killed_before_the_end(monkeypatch, train.ict, clip=f"local-dir:{clip_folder}", **options)
-    base = scores.load("clip", f"local-dir:{clip_folder}")
+    base = loading.load("clip", f"local-dir:{clip_folder}")
     unused = sorted(set(range(base.model.vocab_size)) - set(base.tokenizer(open_(triplets_folder).texts["easy"]).flatten().tolist()))
     base.model.token_embedding.weight.data[unused[0]] += 1
-    hub.save_clip(base.model, base.tokenizer, base.architecture, tmp_path / "other", torch.float32)
+    clip.save_clip(base.model, base.tokenizer, base.architecture, tmp_path / "other", torch.float32)
     with pytest.raises(ValueError, match="model: was '[0-9a-f]+', is '[0-9a-f]+'; delete"):
         train.ict(clip=f"local-dir:{tmp_path / 'other'}", **options)
     shutil.copytree(clip_folder, tmp_path / "renamed")
@@ -146,7 +151,7 @@ def test_the_key_of_kept_pictures_names_all_the_code_that_decodes():
         return {part for n in nodes if (n.module or "").startswith("icthp")
                 for part in ([a.name for a in n.names] if n.module == "icthp" else [n.module.split(".")[1]])}  # fmt: skip
 
-    assert imported("parquet") | imported("pictures") <= {*pick_high.DECODING, "files", "tables"}
+    assert imported("parquet") | imported("pictures") <= {*DECODING, "files", "tables"}
 
 
 def test_scalars_that_are_cut_are_computed_anew(triplets_folder, clip_folder, tmp_path):
@@ -168,18 +173,18 @@ def test_prompts_are_one_where_the_tokenizer_reads_one(clip_folder):
 
     texts = [*SPELLINGS, "a red circle & a cat", "a red circle!", "a redcircle"]
     same = [[prompts.same_prompt(a) == prompts.same_prompt(b) for a in texts] for b in texts]
-    for tokenizer in (scores.load("clip", f"local-dir:{clip_folder}").tokenizer, SimpleTokenizer()):
+    for tokenizer in (loading.load("clip", f"local-dir:{clip_folder}").tokenizer, SimpleTokenizer()):
         tokens = tokenizer(texts)
         assert same == (tokens[:, None] == tokens).all(-1).tolist()
     assert sum(map(sum, same)) == 5 * 5 + 2 * 2 + 1 + 1
 
 
 def test_ids_follow_the_first_appearance(clip_folder):
-    assert prompts.groups(["b", "a", "B ", "c", " A"]) == [0, 1, 0, 2, 1]
+    assert prompts.prompt_groups(["b", "a", "B ", "c", " A"]) == [0, 1, 0, 2, 1]
     long = "a red circle left of a blue square " * 30
     texts = [long, long + "and a star", "a star", "A star", "a red star"]  # the tower cuts the first two where they are still the same
-    assert prompts.groups(texts) == [0, 1, 2, 2, 3]
-    assert prompts.groups(texts, scores.load("clip", f"local-dir:{clip_folder}").tokenizer) == [0, 0, 1, 1, 2]
+    assert prompts.prompt_groups(texts) == [0, 1, 2, 2, 3]
+    assert prompts.prompt_groups(texts, loading.load("clip", f"local-dir:{clip_folder}").tokenizer) == [0, 0, 1, 1, 2]
 
 
 def test_spellings_of_a_prompt_are_one_group_on_one_side_of_the_split(copied):
@@ -192,7 +197,7 @@ def test_spellings_of_a_prompt_are_one_group_on_one_side_of_the_split(copied):
 def test_votes_of_one_prompt_are_one_prompts_votes():
     table = pd.DataFrame({"prompt": ["a cat", "A cat", "a  cat", "a dog"], "image": list("abcd"), "axis": "quality",
                           "score": [1.0, 2, 3, 4], "value": [1.0, 3, 2, 4]})  # fmt: skip
-    found = votes.agreement(table, resamples=5).set_index("measure")
+    found = human_votes.agreement(table, resamples=5).set_index("measure")
     assert found.loc["pairs", ["mean", "n", "groups"]].tolist() == pytest.approx([2 / 3, 3, 1])
 
 
@@ -244,14 +249,14 @@ WRITERS = {
 @pytest.mark.parametrize("writer", WRITERS)
 def test_triplets_and_pairs_are_the_same_whoever_wrote_them(triplets_folder, tmp_path, writer):
     source = datasets.Dataset.from_parquet(str(triplets_folder / FILE), cache_dir=str(tmp_path / "cache"))
-    table = pick_high.as_files(source).data.table.combine_chunks()
+    table = parquet.as_files(source).data.table.combine_chunks()
     (tmp_path / "set").mkdir()
     pq.write_table(WRITERS[writer](table), tmp_path / "set" / FILE)
     want, got = open_(triplets_folder), open_(tmp_path / "set")
     assert got.texts == want.texts and all(torch.allclose(a, b) for a, b in zip(got.labels(), want.labels()))
-    assert got.pixels(range(24)).equal(want.pixels(range(24))) and got.rows.features == pick_high.TRIPLETS
-    pairs = pick_high.read_pairs(tmp_path / "set", "train", 5)
-    assert pairs.features == pick_high.PAIRS and pairs["easy_prompt"][:] == want.texts["easy"][:5]
+    assert got.pixels(range(24)).equal(want.pixels(range(24))) and got.rows.features == TRIPLETS
+    pairs = read_pairs(tmp_path / "set", "train", 5)
+    assert pairs.features == PAIRS and pairs["easy_prompt"][:] == want.texts["easy"][:5]
     assert [row["image_2"].size for row in pairs] == [row["image_2"].size for row in want.rows.select(range(5))]
 
 
@@ -266,7 +271,7 @@ def test_triplets_lie_as_the_hub_lays_them(triplets_folder, tmp_path, layout):
         pq.write_table(table.slice(i * 24 // n, 24 // n), tmp_path / name)
     (tmp_path / layout[0]).with_name(".train-00009.partial.parquet").write_bytes(b"half")
     pq.write_table(table.slice(0, 3), tmp_path / "training.parquet")  # another split's
-    assert open_(tmp_path).texts == open_(triplets_folder).texts and len(pick_high.read_pairs(tmp_path, "train")) == 24
+    assert open_(tmp_path).texts == open_(triplets_folder).texts and len(read_pairs(tmp_path, "train")) == 24
     with pytest.raises(FileNotFoundError, match="test.parquet is missing"):
         open_(tmp_path, "test")
 
@@ -306,9 +311,9 @@ def test_a_path_without_contents_names_no_file_of_this_machine(copied, tmp_path)
     """Such a picture is missing, and is not the file that the path names."""
     Image.new("RGB", (9, 9), "red").save(tmp_path / "private.png")
     rewrite(copied, lambda i, row: row | {"image_1": {"bytes": None, "path": str(tmp_path / "private.png")}} if i == 1 else row)
-    pairs = pick_high.read_pairs(copied, "train")
+    pairs = read_pairs(copied, "train")
     assert pairs[1]["image_1"] is None and pairs[0]["image_1"].format == "JPEG"
-    assert [i for i, why in enumerate(pick_high.unreadable(pairs)) if why] == [1]
+    assert [i for i, why in enumerate(parquet.unreadable(pairs)) if why] == [1]
     with pytest.raises(ValueError, match="image_1 of row 1 is empty"):
         open_(copied).pixels([1])
 
@@ -317,7 +322,7 @@ def test_a_path_without_contents_names_no_file_of_this_machine(copied, tmp_path)
 def test_a_broken_picture_is_found_in_a_plain_table(copied, form):
     rewrite(copied, lambda i, row: row | {"image_2": {"bytes": row["image_2"]["bytes"][:200], "path": None}} if i == 2 else row)
     table = datasets.Dataset(form(pq.read_table(copied / FILE)))
-    assert [i for i, why in enumerate(pick_high.unreadable(table)) if why] == [2]
+    assert [i for i, why in enumerate(parquet.unreadable(table)) if why] == [2]
 
 
 GUEST = """
@@ -355,7 +360,7 @@ def test_a_table_is_read_a_batch_at_a_time(tmp_path):
     tracemalloc.stop()
     pa.set_memory_pool(pool)
     assert counted.max_memory() + python < 25e6 and pa.total_allocated_bytes() - before < 2e6
-    assert len(table) == 4096 and pick_high.as_files(table)[4095]["image_1"]["bytes"] == noise + bytes([4095 % 256])
+    assert len(table) == 4096 and parquet.as_files(table)[4095]["image_1"]["bytes"] == noise + bytes([4095 % 256])
 
 
 # ---- model folders ---------------------------------------------------------------------------------------------------
@@ -416,10 +421,10 @@ def test_errors_of_writing_name_the_file(tmp_path):
     rows = [{"prompt_id": i, "text": "x" if i < 3 else 7} for i in range(4)]
     features = datasets.Features({"prompt_id": datasets.Value("int64"), "text": datasets.Value("string")})
     with pytest.raises(ValueError, match=r"t-00001.parquet, rows 2 to 3: a value is not of its column's type"):
-        pick_high.write(rows, tmp_path, "t", features, shard=2)
+        write_triplets(rows, tmp_path, "t", features, shard=2)
     facts = {"scale": "micro", "generator": "<b>bold</b>", "voter": "some\nbody", "theta": 1.2, "formats": "PNG & JPEG"}
-    pick_high.write_card(tmp_path, {"t": 4}, **facts)
+    write_dataset_card(tmp_path, {"t": 4}, **facts)
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "&lt;b&gt;bold" in card and "<b>" not in card and "(some body)" in card and "theta = 1.2" in card
     with pytest.raises(ValueError, match="README.md needs the fact 'voter'"):
-        pick_high.write_card(tmp_path, {"t": 4}, **{k: v for k, v in facts.items() if k != "voter"})
+        write_dataset_card(tmp_path, {"t": 4}, **{k: v for k, v in facts.items() if k != "voter"})

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.flop_counter import FlopCounterMode
 
-from icthp import kernels, losses, measure
+from icthp import kernels, losses, timing
 from icthp.kernels import ict, ict_triton
 from test_losses import triplets
 
@@ -133,13 +133,13 @@ def test_a_large_batch(impl):
 
 
 def test_auto_follows_the_break_even():
-    assert kernels.choose(32, 1024, 20, 6) == "chunked"
-    assert kernels.choose(1024, 1024, 20, 6) == "gram"
-    assert kernels.choose(1024, 1024, 20, 0.06) == "chunked"
-    assert kernels.choose(4096, 1024, 20, 6, pairs=4096 * 4095) == "chunked"
-    assert kernels.choose(4096, 1024, 20, 6, pairs=4096) == "gram"
-    assert kernels.choose(4096, 1024, 20, 0.06, fused=True) == "triton"
-    assert kernels.choose(4096, 1024, 20, 6, rounded=True) == "eager"
+    assert kernels.select_impl(32, 1024, 20, 6) == "chunked"
+    assert kernels.select_impl(1024, 1024, 20, 6) == "gram"
+    assert kernels.select_impl(1024, 1024, 20, 0.06) == "chunked"
+    assert kernels.select_impl(4096, 1024, 20, 6, pairs=4096 * 4095) == "chunked"
+    assert kernels.select_impl(4096, 1024, 20, 6, pairs=4096) == "gram"
+    assert kernels.select_impl(4096, 1024, 20, 0.06, fused=True) == "triton"
+    assert kernels.select_impl(4096, 1024, 20, 6, rounded=True) == "eager"
 
 
 def test_refuses_where_it_would_be_wrong():
@@ -176,7 +176,7 @@ def test_gram_does_less_work():
 
 def peak(impl: str, b: int) -> int:
     data = triplets(b, 16, torch.float32)
-    return measure.peak_bytes(lambda: value_and_gradients(kernels.ict_loss, data, impl=impl, beta=0.1))
+    return timing.peak_bytes(lambda: value_and_gradients(kernels.ict_loss, data, impl=impl, beta=0.1))
 
 
 def test_chunked_memory_is_linear_in_the_batch(monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator, PartialState
 
-from icthp.loop import batch_indices, fit, learning_rate
+from icthp import trainer
 
 
 def run(path=None, die_at=None, steps=9, lr=0.1, noise=0.0):
@@ -22,7 +22,7 @@ def run(path=None, die_at=None, steps=9, lr=0.1, noise=0.0):
         return (model(x) - x.sum(1, keepdim=True)).square().mean(), {"first": x[0, 0].item()}
 
     try:
-        history = fit(model, loss_at, steps=steps, lr=lr, warmup=2, checkpoint=path, save_every=2)
+        history = trainer.train(model, loss_at, steps=steps, lr=lr, warmup=2, checkpoint=path, save_every=2)
     except KeyboardInterrupt:
         return None, None
     return model.state_dict(), history
@@ -59,7 +59,7 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path):
 
 def test_a_checkpoint_holds_what_trains(tmp_path):
     model = torch.nn.Sequential(torch.nn.Linear(2, 2).requires_grad_(False), torch.nn.Linear(2, 1))
-    fit(model, lambda m, step: (m(torch.ones(1, 2)).sum().square(), {}), steps=2, lr=0.1, checkpoint=tmp_path / "c.pt")
+    trainer.train(model, lambda m, step: (m(torch.ones(1, 2)).sum().square(), {}), steps=2, lr=0.1, checkpoint=tmp_path / "c.pt")
     assert set(torch.load(tmp_path / "c.pt", weights_only=True)["model"]) == {"1.weight", "1.bias"}
 
 
@@ -69,7 +69,9 @@ def test_a_loss_that_is_not_finite_names_the_batch_and_leaves_the_checkpoint(tmp
     loss_at = lambda m, step: ((m(torch.ones(1, 1)) - 3).square().sum() * (bad if step == 5 else 1), {})
     says = r"loss is (nan|inf) at step 5; lower the learning rate 0.1, or look at this batch, prompt_id \[50, 51\]"
     with pytest.raises(FloatingPointError, match=says):
-        fit(model, loss_at, steps=9, lr=0.1, checkpoint=tmp_path / "c.pt", save_every=2, batch=lambda step: [10 * step, 10 * step + 1])
+        trainer.train(
+            model, loss_at, steps=9, lr=0.1, checkpoint=tmp_path / "c.pt", save_every=2, batch=lambda step: [10 * step, 10 * step + 1]
+        )
     assert all(p.isfinite().all() for p in model.parameters())
     assert len(torch.load(tmp_path / "c.pt", weights_only=True)["history"]) == 4
 
@@ -96,19 +98,19 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
 
 def test_training_without_a_gradient_is_refused():
     with torch.no_grad(), pytest.raises(ValueError, match="no gradient"):
-        fit(torch.nn.Linear(1, 1), lambda m, step: (m(torch.ones(1, 1)).sum(), {}), steps=2, lr=1.0)
+        trainer.train(torch.nn.Linear(1, 1), lambda m, step: (m(torch.ones(1, 1)).sum(), {}), steps=2, lr=1.0)
 
 
 def test_batches_show_every_row_once_an_epoch():
-    rows = torch.cat([batch_indices(step, n=10, size=4) for step in range(5)])
+    rows = torch.cat([trainer.batch_indices(step, n=10, size=4) for step in range(5)])
     assert sorted(rows[:10].tolist()) == sorted(rows[10:].tolist()) == list(range(10))
     assert rows[:10].tolist() != rows[10:].tolist()
-    assert torch.equal(batch_indices(3, n=10, size=4), batch_indices(3, n=10, size=4))
-    assert len(batch_indices(0, n=3, size=8)) == 8  # a table smaller than the batch
+    assert torch.equal(trainer.batch_indices(3, n=10, size=4), trainer.batch_indices(3, n=10, size=4))
+    assert len(trainer.batch_indices(0, n=3, size=8)) == 8  # a table smaller than the batch
 
 
 def test_learning_rate_closed_form():
-    at = lambda step, **k: learning_rate(step, steps=110, peak=2.0, warmup=10, **k)
+    at = lambda step, **k: trainer.learning_rate(step, steps=110, peak=2.0, warmup=10, **k)
     assert [at(0), at(9), at(10)] == [0.2, 2.0, 2.0]
     assert at(60) == pytest.approx(1.0) and at(35) == pytest.approx(1 + math.cos(math.pi / 4))
     assert at(60, schedule="linear") == 1.0 and at(109, schedule="constant") == 2.0
@@ -128,7 +130,7 @@ def slope(path=None, steps=6, die_at=None, **options):
 
     options = {"lr": 0.1, "schedule": "constant", "weight_decay": 0, "checkpoint": path, "save_every": 1} | options
     try:
-        history = fit(model, loss_at, steps=steps, **options)
+        history = trainer.train(model, loss_at, steps=steps, **options)
     except KeyboardInterrupt:
         return None, None
     return model.weight.item(), history
@@ -183,7 +185,9 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(tmp_path)
     model = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
     with pytest.raises(FloatingPointError, match="grad_norm is (inf|nan) at step 0"):
-        fit(model, lambda m, i: (m(torch.ones(1, 1)).abs().sqrt().sum(), {}), steps=3, lr=0.1, checkpoint=tmp_path / "c.pt", save_every=1)
+        trainer.train(
+            model, lambda m, i: (m(torch.ones(1, 1)).abs().sqrt().sum(), {}), steps=3, lr=0.1, checkpoint=tmp_path / "c.pt", save_every=1
+        )
     assert model.weight.item() == 0 and not (tmp_path / "c.pt").exists()
     with pytest.raises(FloatingPointError, match="validation loss is nan"):
         slope(tmp_path / "d.pt", validate=lambda *_: math.nan)
@@ -193,7 +197,7 @@ def test_another_precision_in_the_same_process():
     """And the model that comes back is the caller's own, without the autocast that it was trained in."""
     model, x = torch.nn.Linear(8, 8), torch.rand(3, 8)
     for precision in ("bf16", "no"):
-        fit(model, lambda m, _: (m(x).float().square().sum(), {}), steps=2, lr=0.1, precision=precision)
+        trainer.train(model, lambda m, _: (m(x).float().square().sum(), {}), steps=2, lr=0.1, precision=precision)
         assert torch.equal(model(x), torch.nn.functional.linear(x, model.weight, model.bias))
 
 
@@ -220,7 +224,7 @@ def test_a_checkpoint_of_another_base_is_refused(tmp_path):
         base.weight.data[3] = value
         model = torch.nn.Sequential(base.requires_grad_(False), top)
         loss_at = lambda m, i: (m(torch.tensor([i])).square().sum(), {})
-        return fit(model, loss_at, steps=4, lr=0.1, checkpoint=tmp_path / "c.pt")
+        return trainer.train(model, loss_at, steps=4, lr=0.1, checkpoint=tmp_path / "c.pt")
 
     assert tune(1.0) == tune(1.0)
     with pytest.raises(ValueError, match="another run's: model: was '[0-9a-f]+', is '[0-9a-f]+'; delete it to start again"):
@@ -288,7 +292,7 @@ def test_a_disk_that_is_full_half_way_leaves_the_checkpoint_before(tmp_path):
 def tiny(steps=2, **options):
     torch.manual_seed(7)
     x, model = torch.rand(4, 8), torch.nn.Linear(8, 1)
-    return fit(model, lambda m, _: (m(x + torch.rand(4, 8)).square().mean(), {}), steps=steps, lr=0.1, **options)
+    return trainer.train(model, lambda m, _: (m(x + torch.rand(4, 8)).square().mean(), {}), steps=steps, lr=0.1, **options)
 
 
 def test_the_callers_accelerator_keeps_its_settings():
@@ -318,7 +322,7 @@ def test_the_callers_random_numbers_go_on(fails):
     model, state = torch.nn.Linear(8, 1), torch.get_rng_state()
     loss_at = lambda m, _: (m(torch.rand(4, 8)).square().mean() * (math.nan if fails else 1), {})
     with pytest.raises(FloatingPointError) if fails else contextlib.nullcontext():
-        fit(model, loss_at, steps=2, lr=0.1)
+        trainer.train(model, loss_at, steps=2, lr=0.1)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -327,7 +331,7 @@ def test_neither_the_callers_seed_nor_its_environment_changes_the_numbers(monkey
         torch.manual_seed(0)
         model = torch.nn.Linear(8, 1)
         torch.manual_seed(seed)
-        return fit(model, lambda m, _: (m(torch.rand(4, 8)).square().mean(), {}), steps=3, lr=0.1)
+        return trainer.train(model, lambda m, _: (m(torch.rand(4, 8)).square().mean(), {}), steps=3, lr=0.1)
 
     first = numbers(1)
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
@@ -340,7 +344,7 @@ def test_an_error_gives_the_model_back_as_it_was():
     model, x = torch.nn.Linear(8, 8), torch.rand(3, 8)
     state = torch.get_rng_state()
     with pytest.raises(KeyboardInterrupt):
-        fit(model, lambda m, i: (_ for _ in ()).throw(KeyboardInterrupt), steps=2, lr=0.1, precision="bf16")
+        trainer.train(model, lambda m, i: (_ for _ in ()).throw(KeyboardInterrupt), steps=2, lr=0.1, precision="bf16")
     assert model(x).dtype == torch.float32 and torch.equal(torch.get_rng_state(), state)
 
 
@@ -349,7 +353,7 @@ def test_one_process_trains_the_model_where_it_lies():
         def to(self, *args, **kwargs):
             raise AssertionError(f"moved to {args}")
 
-    fit(Fixed(8, 1), lambda m, _: (m(torch.rand(4, 8)).square().mean(), {}), steps=1, lr=0.1)
+    trainer.train(Fixed(8, 1), lambda m, _: (m(torch.rand(4, 8)).square().mean(), {}), steps=1, lr=0.1)
 
 
 # ---- what the caller left behind ------------------------------------------------------------------------------------
@@ -363,7 +367,7 @@ def line(seed=0):
 def fitted(model, checkpoint=None, **options):
     x = torch.tensor([[1.0, 2.0], [0.5, -1.0]])
     loss = lambda m, _: ((m(x) - 1).square().mean(), {})
-    return [r["loss"] for r in fit(model, loss, **{"steps": 4, "lr": 0.1, "checkpoint": checkpoint} | options)]
+    return [r["loss"] for r in trainer.train(model, loss, **{"steps": 4, "lr": 0.1, "checkpoint": checkpoint} | options)]
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -379,7 +383,7 @@ def test_a_gradient_that_was_there_before_is_none_of_this_run():
     ill.weight.grad = torch.full_like(ill.weight, float("nan"))
     assert fitted(ill) == fitted(well)
     with pytest.raises(FloatingPointError):
-        fit(ill, lambda m, _: (m.weight.sum() * float("inf"), {}), steps=1, lr=0.1)
+        trainer.train(ill, lambda m, _: (m.weight.sum() * float("inf"), {}), steps=1, lr=0.1)
     assert all(p.grad is None for p in ill.parameters())
 
 

@@ -8,7 +8,8 @@ from diffusers import StableDiffusion3Pipeline
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from icthp import draft, hub, lora
+from icthp import pipelines
+from icthp.tuning import draft, lora, sampling, training
 
 PROMPTS = ["a red circle", "two blue squares"]
 FILE = "pytorch_lora_weights.safetensors"
@@ -16,11 +17,11 @@ FILE = "pytorch_lora_weights.safetensors"
 
 @pytest.fixture
 def load(sd3_folder):
-    return lambda: hub.load_pipeline(str(sd3_folder))
+    return lambda: pipelines.load_pipeline(str(sd3_folder))
 
 
 def draw(pipe):
-    return draft.generate(pipe, PROMPTS, steps=2)
+    return sampling.generate(pipe, PROMPTS, steps=2)
 
 
 def apart(a, b):
@@ -29,7 +30,7 @@ def apart(a, b):
 
 def trained(pipe, seed=1, std=0.2, **options):
     """With a LoRA that does something."""
-    for p in draft.add_lora(pipe, **{"rank": 2} | options):
+    for p in lora.add_lora(pipe, **{"rank": 2} | options):
         torch.nn.init.normal_(p, std=std, generator=torch.Generator().manual_seed(seed))
     return pipe
 
@@ -37,7 +38,7 @@ def trained(pipe, seed=1, std=0.2, **options):
 @pytest.fixture
 def style(load, tmp_path):
     """The folder of a LoRA of another rank and other layers than `trained`'s."""
-    draft.save_lora(trained(load(), seed=2, rank=3, targets=["to_q", "to_v"]), tmp_path / "style")
+    lora.save_lora(trained(load(), seed=2, rank=3, targets=["to_q", "to_v"]), tmp_path / "style")
     return tmp_path / "style"
 
 
@@ -47,7 +48,7 @@ def style(load, tmp_path):
 @pytest.mark.parametrize("options", [{"rank": 4, "alpha": 16.0}, {"rank": 4, "alpha": 1}, {"rank": 3, "targets": ["to_q", "to_out.0"]}])
 def test_alpha_rank_and_targets_come_back(load, tmp_path, options):
     pipe = trained(load(), **options)
-    draft.save_lora(pipe, tmp_path)
+    lora.save_lora(pipe, tmp_path)
     again, blind = load(), load()
     again.load_lora_weights(str(tmp_path))
     blind.load_lora_weights(load_file(tmp_path / FILE))  # a reader that sees no more than the tensors
@@ -61,17 +62,17 @@ def test_ranks_and_alphas_of_single_layers_come_back(load, tmp_path):
                                             alpha_pattern={"to_k": 7}, use_rslora=True), lora.OURS)  # fmt: skip
     for p in lora.train_ours(pipe.transformer):
         torch.nn.init.normal_(p, std=0.2, generator=torch.Generator().manual_seed(1))
-    draft.save_lora(pipe, tmp_path)
+    lora.save_lora(pipe, tmp_path)
     again = load()
-    draft.load_lora(again, tmp_path)
+    lora.load_lora(again, tmp_path)
     assert apart(draw(pipe), draw(load())) > 0.005 and apart(draw(again), draw(pipe)) < 1e-4
 
 
 def test_the_strength_is_saved_too(load, tmp_path):
     pipe, again = trained(load()), load()
     pipe.set_adapters([lora.OURS], [0.5])
-    draft.save_lora(pipe, tmp_path)
-    draft.load_lora(again, tmp_path)
+    lora.save_lora(pipe, tmp_path)
+    lora.load_lora(again, tmp_path)
     assert apart(draw(again), draw(pipe)) < 1e-4
 
 
@@ -104,9 +105,9 @@ def wrapped(pipe):
 @pytest.mark.parametrize("wrap", [compiled, compiled_in_place, compiled_blocks, wrapped])
 def test_a_wrapped_transformer_is_saved_under_plain_names(load, tmp_path, wrap):
     pipe = trained(load(), alpha=6)
-    draft.save_lora(pipe, tmp_path / "plain")
+    lora.save_lora(pipe, tmp_path / "plain")
     wrap(pipe)
-    draft.save_lora(pipe, tmp_path / "wrapped")
+    lora.save_lora(pipe, tmp_path / "wrapped")
     one, two = (load_file(tmp_path / name / FILE) for name in ("plain", "wrapped"))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
@@ -114,18 +115,18 @@ def test_a_wrapped_transformer_is_saved_under_plain_names(load, tmp_path, wrap):
 def test_a_compiled_transformer_tunes_and_takes_a_lora(load, tmp_path):
     pipe, reward = load(), lambda pixels, prompts: pixels[:, 0].mean((1, 2))
     compiled(pipe)
-    draft.add_lora(pipe, 2)
-    draft.tune(pipe, PROMPTS, reward, partial(draft.draft_step, steps=2), batch=2, steps=2, lr=1e-2, checkpoint=tmp_path / "c.pt")
+    lora.add_lora(pipe, 2)
+    training.tune(pipe, PROMPTS, reward, partial(draft.draft_step, steps=2), batch=2, steps=2, lr=1e-2, checkpoint=tmp_path / "c.pt")
     assert not any("_orig_mod" in name for name in torch.load(tmp_path / "c.pt", weights_only=True)["model"])
-    draft.save_lora(pipe, tmp_path)
+    lora.save_lora(pipe, tmp_path)
     again = load()
-    draft.load_lora(again, tmp_path)
+    lora.load_lora(again, tmp_path)
     assert apart(draw(again), draw(pipe)) < 1e-4
 
 
 def test_without_a_lora_nothing_is_saved(load, tmp_path):
     with pytest.raises(ValueError, match="no LoRA of add_lora"):
-        draft.save_lora(load(), tmp_path / "out")
+        lora.save_lora(load(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -150,23 +151,23 @@ SAYS = {"NaN": "is not finite", "infinite": "is not finite", "another prefix": r
 @pytest.mark.parametrize("how", SAYS)
 def test_a_lora_that_would_not_draw_is_refused(load, tmp_path, how):
     """And the pipeline draws and lists what it did."""
-    draft.save_lora(trained(load()), tmp_path)
+    lora.save_lora(trained(load()), tmp_path)
     save_file(broken(load_file(tmp_path / FILE), how), tmp_path / FILE)
     pipe = load()
     before = draw(pipe)
     with pytest.raises(ValueError, match=SAYS[how]):
-        draft.load_lora(pipe, tmp_path)
+        lora.load_lora(pipe, tmp_path)
     assert not any(pipe.get_list_adapters().values()) and torch.equal(draw(pipe), before)
 
 
 def test_a_lora_file_that_is_cut_or_not_there_is_named(load, tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{tmp_path} has no {FILE}"):
-        draft.load_lora(load(), tmp_path)
-    draft.save_lora(trained(load()), tmp_path)
+        lora.load_lora(load(), tmp_path)
+    lora.save_lora(trained(load()), tmp_path)
     with open(tmp_path / FILE, "r+b") as file:
         file.truncate(1000)
     with pytest.raises(ValueError, match=f"{tmp_path}: its LoRA cannot be read"):
-        draft.load_lora(load(), tmp_path)
+        lora.load_lora(load(), tmp_path)
 
 
 def test_a_pipeline_with_a_lora_inside_is_not_written(load, tmp_path):
@@ -174,15 +175,15 @@ def test_a_pipeline_with_a_lora_inside_is_not_written(load, tmp_path):
     pipe = trained(load())
     want = draw(pipe)
     with pytest.raises(ValueError, match=r"fuse_lora\(\) and then pipe\.unload_lora_weights\(\)"):
-        hub.save_sd3(pipe, tmp_path / "whole")
+        pipelines.save_sd3(pipe, tmp_path / "whole")
     assert not (tmp_path / "whole").exists()
     pipe.fuse_lora()
     with pytest.raises(ValueError, match="unload_lora_weights"):
-        hub.save_sd3(pipe, tmp_path / "whole")
+        pipelines.save_sd3(pipe, tmp_path / "whole")
     pipe.unload_lora_weights()
     compiled(pipe)
-    hub.save_sd3(pipe, tmp_path / "whole")
-    assert apart(want, draw(load())) > 0.02 and apart(draw(hub.load_pipeline(str(tmp_path / "whole"))), want) < 5e-3  # float16
+    pipelines.save_sd3(pipe, tmp_path / "whole")
+    assert apart(want, draw(load())) > 0.02 and apart(draw(pipelines.load_pipeline(str(tmp_path / "whole"))), want) < 5e-3  # float16
 
 
 # ---- beside another LoRA ---------------------------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ def of(pipe, name):
 
 
 def styled(pipe, style, strength=1.0):
-    draft.load_lora(pipe, style, "style")
+    lora.load_lora(pipe, style, "style")
     pipe.set_adapters(["style"], [strength])
     return pipe
 
@@ -209,22 +210,22 @@ def test_tuning_beside_a_loaded_lora(load, style, tmp_path):
     """It stays active, at its strength, and frozen; what is saved is the tuning alone; "untuned" is the base with the loaded one."""
     pipe = styled(load(), style, 0.5)
     before = draw(pipe)
-    parameters = draft.add_lora(pipe, 2)
+    parameters = lora.add_lora(pipe, 2)
     assert apart(before, draw(load())) > 1e-3 and apart(draw(pipe), before) < 1e-5
     assert {id(p) for p in pipe.transformer.parameters() if p.requires_grad} == {id(p) for p in parameters}
     theirs, base = of(pipe, "style"), {n: p.clone() for n, p in pipe.transformer.named_parameters() if "lora_" not in n}
     pipe.set_adapters(["style", lora.OURS], [0.5, 1.0])  # after which both would train
-    draft.tune(pipe, PROMPTS, brighter, partial(draft.draft_step, steps=2, anchor=1e-3, merge=True), **TUNE)
+    training.tune(pipe, PROMPTS, brighter, partial(draft.draft_step, steps=2, anchor=1e-3, merge=True), **TUNE)
     assert all(torch.equal(p, theirs[n]) for n, p in of(pipe, "style").items())
     assert all(torch.equal(dict(pipe.transformer.named_parameters())[n], p) for n, p in base.items())
     end = draw(pipe)
-    with draft.without_lora(pipe.transformer):
+    with lora.without_lora(pipe.transformer):
         assert apart(draw(pipe), before) < 1e-5
-    assert apart(draft.generate(pipe, PROMPTS, steps=2, base_steps=2), before) < 1e-5
+    assert apart(sampling.generate(pipe, PROMPTS, steps=2, base_steps=2), before) < 1e-5
     assert apart(end, before) > 1e-3 and torch.equal(draw(pipe), end)
-    draft.save_lora(pipe, tmp_path / "tuned")
+    lora.save_lora(pipe, tmp_path / "tuned")
     again = styled(load(), style)
-    draft.load_lora(again, tmp_path / "tuned", "tuned")
+    lora.load_lora(again, tmp_path / "tuned", "tuned")
     again.set_adapters(["style", "tuned"], [0.5, 1.0])
     assert apart(draw(again), end) < 1e-4
 
@@ -232,13 +233,13 @@ def test_tuning_beside_a_loaded_lora(load, style, tmp_path):
 def test_a_lora_loaded_after_add_lora(load, style):
     """diffusers makes it the only active one: refused; with both active only our own trains."""
     pipe = load()
-    draft.add_lora(pipe, 2)
-    draft.load_lora(pipe, style, "style")
+    lora.add_lora(pipe, 2)
+    lora.load_lora(pipe, style, "style")
     with pytest.raises(ValueError, match=r"not active, style is: .*set_adapters\(\['style', 'default'\]\)"):
-        draft.tune(pipe, PROMPTS, brighter, UPDATE, **TUNE)
+        training.tune(pipe, PROMPTS, brighter, UPDATE, **TUNE)
     pipe.set_adapters(["style", "default"])
     theirs, ours = of(pipe, "style"), of(pipe, "default")
-    draft.tune(pipe, PROMPTS, brighter, UPDATE, **TUNE)
+    training.tune(pipe, PROMPTS, brighter, UPDATE, **TUNE)
     assert all(torch.equal(p, theirs[n]) for n, p in of(pipe, "style").items())
     assert not all(torch.equal(p, ours[n]) for n, p in of(pipe, "default").items())
 
@@ -247,10 +248,10 @@ def test_a_disabled_lora_stays_out(load, style):
     pipe = styled(load(), style)
     pipe.disable_lora()
     base = draw(pipe)
-    draft.add_lora(pipe, 2)
+    lora.add_lora(pipe, 2)
     assert apart(draw(pipe), base) < 1e-5 and lora.active_adapters(pipe.transformer) == ["default"]
     trained_one = of(pipe, "default")
-    draft.tune(pipe, PROMPTS, brighter, UPDATE, **TUNE)
+    training.tune(pipe, PROMPTS, brighter, UPDATE, **TUNE)
     assert not all(torch.equal(p, trained_one[n]) for n, p in of(pipe, "default").items())
 
 
@@ -258,7 +259,7 @@ def test_merged_holds_every_active_lora(load, style):
     """Of other layers and ranks too."""
     pipe = trained(styled(load(), style, 0.7))
     before, want = {n: p.clone() for n, p in pipe.transformer.named_parameters()}, draw(pipe)
-    with draft.merged(pipe.transformer):
+    with lora.merged(pipe.transformer):
         assert apart(draw(pipe), want) < 1e-4
         alone = {n for n, p in pipe.transformer.named_parameters() if not torch.equal(p, before[n])}
     assert any(".to_q." in n for n in alone) and any(".to_k." in n for n in alone)
@@ -269,7 +270,7 @@ def test_without_lora_changes_nothing_afterwards(load, style):
     """Neither what trains, nor what a user had disabled."""
     pipe = trained(styled(load(), style))
     trains = [p.requires_grad for p in pipe.transformer.parameters()]
-    with draft.without_lora(pipe.transformer):
+    with lora.without_lora(pipe.transformer):
         assert lora.active_adapters(pipe.transformer) == ["style"]
     assert [p.requires_grad for p in pipe.transformer.parameters()] == trains and lora.active_adapters(pipe.transformer) == [
         "style",
@@ -277,32 +278,32 @@ def test_without_lora_changes_nothing_afterwards(load, style):
     ]
     pipe.disable_lora()
     off = draw(pipe)
-    assert torch.equal(draft.generate(pipe, PROMPTS, steps=2, base_steps=1), off) and torch.equal(draw(pipe), off)
+    assert torch.equal(sampling.generate(pipe, PROMPTS, steps=2, base_steps=1), off) and torch.equal(draw(pipe), off)
 
 
 def test_a_lora_that_cannot_be_left_out_is_refused(load):
     with pytest.raises(ValueError, match="no LoRA that could be left out"):
-        draft.generate(load(), PROMPTS, steps=2, base_steps=1)
+        sampling.generate(load(), PROMPTS, steps=2, base_steps=1)
     pipe = trained(load())
     pipe.fuse_lora()
     with pytest.raises(ValueError, match="unfuse_lora"):
-        draft.generate(pipe, PROMPTS, steps=2, base_steps=1)
+        sampling.generate(pipe, PROMPTS, steps=2, base_steps=1)
 
 
 def test_what_add_lora_cannot_stand_beside_is_named(load, style):
     pipe = load()
-    draft.add_lora(pipe, 2)
+    lora.add_lora(pipe, 2)
     with pytest.raises(ValueError, match=r"already has a LoRA called 'default'.*delete_adapters\('default'\)"):
-        draft.add_lora(pipe, 2)
+        lora.add_lora(pipe, 2)
     pipe.delete_adapters("default")
-    draft.add_lora(pipe, 2)
+    lora.add_lora(pipe, 2)
     pipe = styled(load(), style)
     want = draw(pipe)
     pipe.fuse_lora()
     with pytest.raises(ValueError, match="unload_lora_weights"):
-        draft.add_lora(pipe, 2)
+        lora.add_lora(pipe, 2)
     pipe.unload_lora_weights()
-    draft.add_lora(pipe, 2)
+    lora.add_lora(pipe, 2)
     assert apart(draw(pipe), want) < 1e-4
 
 
@@ -312,17 +313,17 @@ def test_add_lora_leaves_torchs_random_numbers_alone(load):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    ours = draft.add_lora(pipes[0], 2, seed=9)
+    ours = lora.add_lora(pipes[0], 2, seed=9)
     assert torch.equal(torch.rand(3), expected)
     torch.manual_seed(9)
-    pipes[1].transformer.add_adapter(LoraConfig(r=2, lora_alpha=2, init_lora_weights="gaussian", target_modules=draft.LORA_TARGETS))
+    pipes[1].transformer.add_adapter(LoraConfig(r=2, lora_alpha=2, init_lora_weights="gaussian", target_modules=lora.LORA_TARGETS))
     assert all(torch.equal(p, q) for p, q in zip(ours, of(pipes[1], "default").values(), strict=True))
 
 
 def test_a_bfloat16_pipeline_beside_a_lora(sd3_folder, style):
     """Only our own parameters are float32."""
-    pipe = styled(hub.load_pipeline(str(sd3_folder), torch.bfloat16), style)
-    parameters = draft.add_lora(pipe, 2)
+    pipe = styled(pipelines.load_pipeline(str(sd3_folder), torch.bfloat16), style)
+    parameters = lora.add_lora(pipe, 2)
     others = [p.dtype for n, p in pipe.transformer.named_parameters() if ".default." not in n]
     assert {p.dtype for p in parameters} == {torch.float32} and set(others) == {torch.bfloat16}
 
@@ -339,7 +340,7 @@ def test_an_ordinary_call_draws_the_ordinary_picture(sd3_folder, load):
     call = lambda pipe, **o: pipe(PROMPTS, num_inference_steps=4, generator=noise(), output_type="pt", **o).images
     want = call(plain, guidance_scale=3.0)
     assert apart(call(load(), guidance_scale=3.0), want) < 1e-4
-    assert apart(call(load(), guidance_scale=3.0, max_sequence_length=hub.t5_length(load())), want) < 1e-4
+    assert apart(call(load(), guidance_scale=3.0, max_sequence_length=pipelines.t5_length(load())), want) < 1e-4
     few = call(plain, guidance_scale=0.0, max_sequence_length=7)
     assert apart(call(load(), guidance_scale=0.0, max_sequence_length=7), few) < 1e-4 < apart(few, call(plain, guidance_scale=0.0))
     edit = lambda pipe: call(StableDiffusion3Img2ImgPipeline(**pipe.components), image=want, strength=0.5, guidance_scale=0.0)
@@ -353,13 +354,13 @@ def test_the_folds_work_is_what_it_was(load):
         lambda _, args, kwargs: seen.append(kwargs["encoder_hidden_states"].shape[1]), with_kwargs=True
     )
     draw(pipe)
-    assert set(seen) == {pipe.tokenizer_max_length + 1} and draft.encode(pipe, PROMPTS)[0].shape[1] == pipe.tokenizer_max_length + 1
+    assert set(seen) == {pipe.tokenizer_max_length + 1} and sampling.encode(pipe, PROMPTS)[0].shape[1] == pipe.tokenizer_max_length + 1
 
 
 @pytest.mark.parametrize("name", ["ip_hidden_states", "temb", "attention_mask"])
 def test_what_the_folded_attention_cannot_do_is_refused(load, name):
     pipe = load()
-    embeds, pooled = draft.encode(pipe, PROMPTS)
+    embeds, pooled = sampling.encode(pipe, PROMPTS)
     run = lambda **options: pipe.transformer(torch.ones(2, 4, 8, 8), embeds, pooled, torch.ones(2), joint_attention_kwargs=options)
     run(scale=1.0)
     with pytest.raises(ValueError, match=f"takes no {name}"):

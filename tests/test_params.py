@@ -36,7 +36,7 @@ DEFAULTS = {"text": "a", "lr": 1e-3, "n": 3, "flag": True, "free": None}
     ],
 )
 def test_a_text_is_taken_as_it_stands(text):
-    assert params.given([f"text={text}"], DEFAULTS, "it") == {"text": text}
+    assert params.parse_arguments([f"text={text}"], DEFAULTS, "it") == {"text": text}
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_text_is_taken_as_it_stands(text):
      ("free=a", "a"), ("free=[1, a]", [1, "a"])],
 )  # fmt: skip
 def test_other_values_are_read_by_the_type_of_the_default(pair, value):
-    read = params.given([pair], DEFAULTS, "it")[pair.partition("=")[0]]
+    read = params.parse_arguments([pair], DEFAULTS, "it")[pair.partition("=")[0]]
     assert read == value and type(read) is type(value)
 
 
@@ -71,12 +71,12 @@ def test_other_values_are_read_by_the_type_of_the_default(pair, value):
 )
 def test_a_value_that_does_not_fit_names_parameter_type_and_value(pair, says):
     with pytest.raises(ValueError, match=f"^[^\n]*{says}[^\n]*$"):
-        params.given([pair], DEFAULTS, "it")
+        params.parse_arguments([pair], DEFAULTS, "it")
 
 
 def test_an_argument_is_text_in_a_locale_that_knows_ascii_alone():
     argument = "text=café".encode().decode("ascii", "surrogateescape")
-    assert params.given([argument], DEFAULTS, "it") == {"text": "café"}
+    assert params.parse_arguments([argument], DEFAULTS, "it") == {"text": "café"}
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_an_argument_is_text_in_a_locale_that_knows_ascii_alone():
 )
 def test_a_value_of_another_type_is_refused(value, default):
     with pytest.raises(ValueError, match=r"^p.yaml: x must be .*, not "):
-        params.fitting("x", default, value, "p.yaml: ")
+        params.coerce("x", default, value, "p.yaml: ")
 
 
 MISTAKES = {

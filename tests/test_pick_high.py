@@ -14,7 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from icthp import losses, microworld, pick_high, pictures, scores
+from icthp import images, losses
+from icthp.data import parquet
+from icthp.data.pairs import PAIRS, build_triplets, read_pairs
+from icthp.data.triplets import TRIPLETS, Triplets, write_dataset_card, write_triplets
+from icthp.microworld import annotators, grammar, renderer
+from icthp.scorers import loading
 
 THETA = 0.6
 
@@ -22,16 +27,16 @@ THETA = 0.6
 @pytest.fixture(scope="module")
 def pairs(scenes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs")
-    pick_high.legacy_pairs(scenes[:6], torch.Generator().manual_seed(0)).to_parquet(folder / "test.parquet")
+    annotators.weak_pairs(scenes[:6], torch.Generator().manual_seed(0)).to_parquet(folder / "test.parquet")
     return folder
 
 
 def build(pairs, scenes, clip_folder, **options):
     """Rows of triplets of six pairs, I3 of another size and format than I1 and I2."""
-    better, constants = pictures.encode(microworld.render(scenes[:6].at(1), size=96)), {"seed": 3, "split": "test", "source_3": "renderer"}
-    table, refined = pick_high.read_pairs(pairs, "test"), microworld.captions(scenes[:6].at(1), "long")
-    scorer = scores.load("clip", f"local-dir:{clip_folder}")
-    return list(pick_high.triplets(table, refined, iter(better), scorer, theta=THETA, constants=constants, **options))
+    better, constants = images.encode(renderer.render(scenes[:6].at(1), size=96)), {"seed": 3, "split": "test", "source_3": "renderer"}
+    table, refined = read_pairs(pairs, "test"), grammar.captions(scenes[:6].at(1), "long")
+    scorer = loading.load("clip", f"local-dir:{clip_folder}")
+    return list(build_triplets(table, refined, iter(better), scorer, theta=THETA, constants=constants, **options))
 
 
 @pytest.fixture(scope="module")
@@ -42,31 +47,31 @@ def rows(pairs, scenes, clip_folder):
 @pytest.fixture(scope="module")
 def folder(rows, tmp_path_factory):
     folder = tmp_path_factory.mktemp("triplets")
-    assert pick_high.write(rows, folder, "test", shard=4) == 6
+    assert write_triplets(rows, folder, "test", shard=4) == 6
     return folder
 
 
 def test_triplets_decode_in_batches(folder, scenes):
-    triplets = pick_high.Triplets(folder, "test", 64)
+    triplets = Triplets(folder, "test", 64)
     assert len(triplets) == 6 and triplets.pixels([0, 5]).shape == (3, 2, 3, 64, 64)
     assert torch.equal(triplets.pixels([5, 0])[:, 1], triplets.pixels([0])[:, 0])
-    assert triplets.prompts("easy", [3]) == microworld.captions(scenes[3:4])
+    assert triplets.prompts("easy", [3]) == grammar.captions(scenes[3:4])
     assert triplets.column("prompt_id").tolist() == list(range(6))
 
 
 def test_labels_are_the_formulas_of_the_stored_cosines(folder, clip_folder):
-    triplets = pick_high.Triplets(folder, "test", 64)
+    triplets = Triplets(folder, "test", 64)
     cosines = [triplets.column(name) for name in ("clip_1", "clip_2", "text_sim")]
     for found, expected in zip(triplets.labels(), losses.ict_labels(*cosines, THETA)):
         torch.testing.assert_close(found, expected)
-    scorer = scores.load("clip", f"local-dir:{clip_folder}")
+    scorer = loading.load("clip", f"local-dir:{clip_folder}")
     with torch.no_grad():
         again = scorer.score(triplets.pixels(range(6))[1], triplets.texts["easy"])
     torch.testing.assert_close(cosines[1], again, rtol=1e-3, atol=1e-4)
 
 
 def test_released_labels_put_r1_where_e2_belongs(folder):
-    triplets = pick_high.Triplets(folder, "test", 64)
+    triplets = Triplets(folder, "test", 64)
     (easy, refined), (paper, same) = triplets.labels("released"), triplets.labels()
     assert torch.equal(easy[:, 1], refined[:, 0]) and torch.equal(easy[:, [0, 2]], paper[:, [0, 2]]) and torch.equal(refined, same)
     with pytest.raises(ValueError, match='variant must be "paper"'):
@@ -76,8 +81,8 @@ def test_released_labels_put_r1_where_e2_belongs(folder):
 def test_unit_labels_make_i3_earn_its_1(pairs, scenes, clip_folder, tmp_path):
     share = iter([[0.5, 1.0, 0.0, 1, 1, 1], [0.25, 1.0, 1.0, 1, 1, 1], [0.75, 0.5, 1.0, 1, 1, 1]])
     units = lambda prompts, pixels: torch.tensor(next(share), dtype=torch.float32)
-    pick_high.write(build(pairs, scenes, clip_folder, units=units, near_miss=["near"] * 6), tmp_path, "test")
-    triplets = pick_high.Triplets(tmp_path, "test", 64)
+    write_triplets(build(pairs, scenes, clip_folder, units=units, near_miss=["near"] * 6), tmp_path, "test")
+    triplets = Triplets(tmp_path, "test", 64)
     easy, refined = triplets.labels("units")
     assert easy[:2].tolist() == [[0.5, 0.25, 0.75], [1.0, 1.0, 0.5]]
     torch.testing.assert_close(refined[0, :2], easy[0, :2] * triplets.column("text_sim")[0])
@@ -85,7 +90,7 @@ def test_unit_labels_make_i3_earn_its_1(pairs, scenes, clip_folder, tmp_path):
 
 
 def test_what_a_table_does_not_know_is_null(folder):
-    triplets = pick_high.Triplets(folder, "test", 64)
+    triplets = Triplets(folder, "test", 64)
     assert triplets.texts["near"] == [None] * 6
     with pytest.raises(ValueError, match="have no units_1"):
         triplets.labels("units")
@@ -94,20 +99,20 @@ def test_what_a_table_does_not_know_is_null(folder):
 def test_the_dataset_loads_as_the_hub_loads_it(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "dataset")
     facts = dict(scale="test", generator="the renderer", voter="nobody", theta=THETA, formats="mixed")
-    pick_high.write_card(tmp_path / "dataset", {"test": 6}, **facts)
+    write_dataset_card(tmp_path / "dataset", {"test": 6}, **facts)
     loaded = datasets.load_dataset(str(tmp_path / "dataset"), cache_dir=str(tmp_path / "cache"))
-    assert list(loaded) == ["test"] and loaded["test"].features == pick_high.TRIPLETS and loaded["test"].num_rows == 6
+    assert list(loaded) == ["test"] and loaded["test"].features == TRIPLETS and loaded["test"].num_rows == 6
     assert loaded["test"][5]["image_3"].size == (96, 96)
     card = (tmp_path / "dataset/README.md").read_text(encoding="utf-8")
     assert "| test | 6 |" in card and "by\nconstruction" in card and f"theta = {THETA}" in card
 
 
 def test_a_shorter_table_leaves_no_old_shard(rows, tmp_path):
-    pick_high.write(rows, tmp_path, "test", shard=2)
-    pick_high.write(rows[:3], tmp_path, "train", shard=2)
-    pick_high.write(rows[:3], tmp_path, "test", shard=2)
+    write_triplets(rows, tmp_path, "test", shard=2)
+    write_triplets(rows[:3], tmp_path, "train", shard=2)
+    write_triplets(rows[:3], tmp_path, "test", shard=2)
     assert sorted(p.name for p in tmp_path.glob("*")) == [f"{s}-0000{i}.parquet" for s in ("test", "train") for i in (0, 1)]
-    assert len(pick_high.Triplets(tmp_path, "test", 64)) == 3
+    assert len(Triplets(tmp_path, "test", 64)) == 3
 
 
 @pytest.mark.parametrize("change, reason", [
@@ -118,7 +123,7 @@ def test_a_shorter_table_leaves_no_old_shard(rows, tmp_path):
 def test_a_row_that_breaks_an_invariant_is_not_written(rows, tmp_path, change, reason):
     spoilt = [*rows[:4], rows[4] | change]
     with pytest.raises(ValueError, match=f"test, prompt_id {(rows[4] | change)['prompt_id']}: .*{reason}"):
-        pick_high.write(spoilt, tmp_path, "test")
+        write_triplets(spoilt, tmp_path, "test")
 
 
 def test_writing_streams(rows, tmp_path):
@@ -127,7 +132,7 @@ def test_writing_streams(rows, tmp_path):
     def peak(n):
         tracemalloc.start()
         table = (rows[0] | {"prompt_id": i, "image_3": {"bytes": bytes(20_000 + i), "path": None}} for i in range(n))
-        pick_high.write(table, tmp_path, "train", shard=64)
+        write_triplets(table, tmp_path, "train", shard=64)
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return most
@@ -137,17 +142,17 @@ def test_writing_streams(rows, tmp_path):
 
 
 def test_rows_of_one_prompt_are_one_group(rows, tmp_path):
-    pick_high.write([rows[0], rows[1], rows[0] | {"prompt_id": 9}], tmp_path, "t")
-    groups = pick_high.Triplets(tmp_path, "t", 64).groups.tolist()
+    write_triplets([rows[0], rows[1], rows[0] | {"prompt_id": 9}], tmp_path, "t")
+    groups = Triplets(tmp_path, "t", 64).groups.tolist()
     assert groups[0] == groups[2] != groups[1]
 
 
 def test_a_table_without_a_column_or_a_file_says_which(folder, tmp_path):
     datasets.Dataset.from_parquet(str(folder / "test-00000.parquet")).remove_columns("text_sim").to_parquet(tmp_path / "t.parquet")
     with pytest.raises(ValueError, match="no column text_sim"):
-        pick_high.Triplets(tmp_path, "t", 64)
+        Triplets(tmp_path, "t", 64)
     with pytest.raises(FileNotFoundError, match="dvc repro pick_high"):
-        pick_high.Triplets(tmp_path, "train", 64)
+        Triplets(tmp_path, "train", 64)
 
 
 KILLED = """
@@ -183,8 +188,8 @@ def test_kill_9_and_again_gives_the_same_bytes(pairs, sd3_folder, clip_folder, t
 
 
 def test_encode_is_lossless_in_png(scenes):
-    pixels = microworld.render(scenes[:3])
-    again = torch.stack([pictures.to_pixels(Image.open(io.BytesIO(row["bytes"]))) for row in pictures.encode(pixels)])
+    pixels = renderer.render(scenes[:3])
+    again = torch.stack([images.to_pixels(Image.open(io.BytesIO(row["bytes"]))) for row in images.encode(pixels)])
     assert (again - pixels).abs().max() <= 0.5 / 255 + 1e-6
 
 
@@ -205,7 +210,7 @@ def album(tmp_path):
 
 
 def test_a_folder_is_a_table(album):
-    table = pictures.read_table(album)
+    table = images.read_table(album)
     assert [p.rsplit("/", 1)[1] for p in table.image] == ["a.jpg", "b.png"] and table.prompt.isna().all()
 
 
@@ -214,18 +219,18 @@ def test_tables_of_three_formats(album, suffix):
     frame, path = pd.DataFrame({"image": ["a.jpg"], "prompt": ["a, b"]}), album / f"t.{suffix}"
     {"csv": lambda: frame.to_csv(path, index=False), "jsonl": lambda: frame.to_json(path, orient="records", lines=True),
      "parquet": lambda: frame.to_parquet(path)}[suffix]()  # fmt: skip
-    table = pictures.read_table(path)
+    table = images.read_table(path)
     assert table.image[0] == str(album / "a.jpg") and table.prompt[0] == "a, b"
 
 
 def test_bad_tables_are_named(album):
     pd.DataFrame({"file": ["a.jpg"]}).to_csv(album / "t.csv")
     with pytest.raises(ValueError, match="no column `image`"):
-        pictures.read_table(album / "t.csv")
+        images.read_table(album / "t.csv")
     with pytest.raises(ValueError, match="neither a folder nor a table"):
-        pictures.read_table(album / "notes.txt")
+        images.read_table(album / "notes.txt")
     with pytest.raises(FileNotFoundError, match="give a folder"):
-        pictures.read_table(album / "nowhere")
+        images.read_table(album / "nowhere")
 
 
 @pytest.mark.parametrize("spoil", ["cut", "chunk", "empty"])
@@ -234,30 +239,30 @@ def test_a_broken_picture_is_named(album, spoil):
     bad = {"cut": good[:40], "chunk": good.replace(b"IDAT", b"ID\x01T"), "empty": b""}[spoil]
     (album / "broken.png").write_bytes(bad)
     with pytest.raises(ValueError, match="broken.png cannot be read"):
-        pictures.to_pixels(album / "broken.png")
+        images.to_pixels(album / "broken.png")
 
 
 def test_a_huge_picture_is_named(album, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
     with pytest.raises(ValueError, match="b.png cannot be read"):
-        pictures.to_pixels(album / "b.png")
+        images.to_pixels(album / "b.png")
 
 
 def test_sixteen_bits_keep_their_range(tmp_path):
     ramp = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
     Image.fromarray(ramp).save(tmp_path / "deep.png")
-    assert torch.allclose(pictures.to_pixels(tmp_path / "deep.png")[1], torch.linspace(0, 1, 64).reshape(8, 8), atol=1 / 255)
+    assert torch.allclose(images.to_pixels(tmp_path / "deep.png")[1], torch.linspace(0, 1, 64).reshape(8, 8), atol=1 / 255)
 
 
 def test_an_empty_cell_is_named(album):
     (album / "t.csv").write_text("image,prompt\na.jpg,x\n,y\n")
     with pytest.raises(ValueError, match="`image` names no file in row 1"):
-        pictures.read_table(album / "t.csv")
+        images.read_table(album / "t.csv")
 
 
 def test_odd_modes_become_rgb(tmp_path):
     for mode in ("L", "P", "RGBA", "LA", "CMYK", "1"):
-        assert pictures.to_pixels(Image.new(mode, (5, 4))).shape == (3, 4, 5)
+        assert images.to_pixels(Image.new(mode, (5, 4))).shape == (3, 4, 5)
 
 
 # ---- pairs -----------------------------------------------------------------------------------------------------------
@@ -268,29 +273,29 @@ def test_pairs_may_lack_what_can_be_filled(tmp_path, pairs):
     rows.remove_columns(["prompt_id", "agreed", "source_1", "source_2"]).add_column("extra", range(6)).to_parquet(
         tmp_path / "old-00000.parquet"
     )
-    found = pick_high.read_pairs(tmp_path, "old", 4)
-    assert found.features == pick_high.PAIRS and found["prompt_id"][:] == [0, 1, 2, 3]
+    found = read_pairs(tmp_path, "old", 4)
+    assert found.features == PAIRS and found["prompt_id"][:] == [0, 1, 2, 3]
     assert found["agreed"][:] == [None] * 4 and found["source_2"][0] == str(tmp_path)
     rows.remove_columns("image_2").to_parquet(tmp_path / "less.parquet")
     with pytest.raises(ValueError, match="less.parquet has no column image_2"):
-        pick_high.read_pairs(tmp_path, "less")
+        read_pairs(tmp_path, "less")
     with pytest.raises(FileNotFoundError, match="dvc pull"):
-        pick_high.read_pairs(tmp_path, "train")
+        read_pairs(tmp_path, "train")
 
 
 def test_duplicate_prompt_ids_are_named(tmp_path, pairs):
     rows = datasets.Dataset.from_parquet(str(pairs / "test.parquet")).remove_columns("prompt_id")
     rows.add_column("prompt_id", [0, 1, 2, 1, 4, 5]).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(ValueError, match="train.parquet: prompt_id 1 is there twice"):
-        pick_high.read_pairs(tmp_path, "train")
+        read_pairs(tmp_path, "train")
 
 
 def test_unreadable_pictures_are_found(tmp_path, pairs):
-    rows = pick_high.as_files(datasets.Dataset.from_parquet(str(pairs / "test.parquet"))).to_list()
+    rows = parquet.as_files(datasets.Dataset.from_parquet(str(pairs / "test.parquet"))).to_list()
     rows[1]["image_2"]["bytes"] = rows[1]["image_2"]["bytes"][:-300]
     rows[4]["image_1"]["bytes"] = bomb(30_000)
-    spoilt = datasets.Dataset.from_list(rows, features=pick_high.PAIRS)
-    why = pick_high.unreadable(spoilt)
+    spoilt = datasets.Dataset.from_list(rows, features=PAIRS)
+    why = parquet.unreadable(spoilt)
     assert [bool(w) for w in why] == [False, True, False, False, True, False]
     assert why[1].startswith("image_2 cannot be read: image file is truncated") and "decompression bomb" in why[4]
 
@@ -313,23 +318,23 @@ def test_two_writings_of_a_split_are_not_read_as_one(triplets_folder, tmp_path):
     (old,) = folder.glob("train*.parquet")
     shutil.copy(old, folder / "train-00000-of-00001.parquet")
     with pytest.raises(ValueError, match="of two writings"):
-        pick_high.Triplets(folder, "train", 16)
-    rows = pick_high.as_files(pick_high.Triplets(triplets_folder, "train", 16).rows).to_list()
-    assert pick_high.write(rows[:5], folder, "train", shard=2) == 5
+        Triplets(folder, "train", 16)
+    rows = parquet.as_files(Triplets(triplets_folder, "train", 16).rows).to_list()
+    assert write_triplets(rows[:5], folder, "train", shard=2) == 5
     assert [p.name for p in sorted(folder.glob("train*"))] == [f"train-0000{i}.parquet" for i in range(3)]
-    assert len(pick_high.Triplets(folder, "train", 16)) == 5
+    assert len(Triplets(folder, "train", 16)) == 5
 
 
 def test_a_writing_that_fails_leaves_the_old_set(triplets_folder, tmp_path):
     folder = tmp_path / "set"
-    rows = pick_high.as_files(pick_high.Triplets(triplets_folder, "train", 16).rows).to_list()
-    pick_high.write(rows[:6], folder, "train", shard=2)
+    rows = parquet.as_files(Triplets(triplets_folder, "train", 16).rows).to_list()
+    write_triplets(rows[:6], folder, "train", shard=2)
     with pytest.raises(ValueError, match="E1 is above E2"):
-        pick_high.write([*rows[6:9], rows[9] | {"E1": 0.9, "E2": 0.1}], folder, "train", shard=2)
-    assert pick_high.Triplets(folder, "train", 16).column("prompt_id").tolist() == [row["prompt_id"] for row in rows[:6]]
+        write_triplets([*rows[6:9], rows[9] | {"E1": 0.9, "E2": 0.1}], folder, "train", shard=2)
+    assert Triplets(folder, "train", 16).column("prompt_id").tolist() == [row["prompt_id"] for row in rows[:6]]
     assert sorted(p.name for p in folder.iterdir()) == [f"train-0000{i}.parquet" for i in range(3)]
 
 
 def test_changed_pictures_are_not_kept_as_the_datas_own(triplets_folder, tmp_path):
     with pytest.raises(ValueError, match="not kept"):
-        pick_high.Triplets(triplets_folder, "train", 16).seen(change=lambda content: content).cache(tmp_path)
+        Triplets(triplets_folder, "train", 16).seen(change=lambda content: content).cache(tmp_path)

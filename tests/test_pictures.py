@@ -13,7 +13,10 @@ import torch
 from PIL import Image
 
 from conftest import ROOT
-from icthp import audit, gallery, pictures, scores
+from icthp import images
+from icthp.data import audit
+from icthp.evaluation import gallery
+from icthp.scorers import loading
 
 RAMP = np.linspace(0, 1, 64 * 64).reshape(64, 64)
 DEEP = {  # name: (numbers, file ending)
@@ -38,9 +41,9 @@ def test_deep_greys_keep_their_range_in_every_reader(tmp_path, name):
     array, ending = DEEP[name]
     file = saved(array, tmp_path / f"ramp.{ending}")
     expected = torch.from_numpy(RAMP * 255).round().byte()
-    assert (pictures.read(file).int() - expected.int()).abs().max() <= 1
-    assert pictures.to_image(file).mode == "RGB" and abs(np.asarray(pictures.to_image(file)).mean() - 127.5) < 1
-    jpeg = {"jpeg": scores.load("jpeg")}
+    assert (images.read(file).int() - expected.int()).abs().max() <= 1
+    assert images.to_image(file).mode == "RGB" and abs(np.asarray(images.to_image(file)).mean() - 127.5) < 1
+    jpeg = {"jpeg": loading.load("jpeg")}
     table = gallery.score(jpeg, gallery.read(str(tmp_path), tmp_path), tmp_path / "store")
     page = gallery.write_html(tmp_path / "page.html", jpeg, table, "t").read_text(encoding="utf-8")
     thumbnail = base64.b64decode(page.split("data:image/jpeg;base64,")[1].split('"')[0])
@@ -55,15 +58,15 @@ def test_deep_greys_keep_their_range_in_every_reader(tmp_path, name):
     (np.array([[0.5, np.nan], [0, 1]], np.float32), "not a number")])  # fmt: skip
 def test_numbers_without_a_meaning_are_refused_by_name(tmp_path, array, why):
     with pytest.raises(ValueError, match=rf"deep.tif cannot be read: .*{why}"):
-        pictures.read(saved(array, tmp_path / "deep.tif"))
+        images.read(saved(array, tmp_path / "deep.tif"))
 
 
 def test_a_16_bit_pgm_is_scaled(tmp_path):
     values = (RAMP * 65535).astype(">u2")
     (tmp_path / "x.pgm").write_bytes(b"P5 64 64 65535\n" + values.tobytes())
-    assert abs(pictures.read(tmp_path / "x.pgm").float().mean() - 127.5) < 1
+    assert abs(images.read(tmp_path / "x.pgm").float().mean() - 127.5) < 1
     (tmp_path / "dark.pgm").write_bytes(b"P5 64 64 65535\n" + np.full((64, 64), 200, ">u2").tobytes())
-    assert (pictures.read(tmp_path / "dark.pgm") == 1).all()
+    assert (images.read(tmp_path / "dark.pgm") == 1).all()
 
 
 def test_a_deep_tiff_whose_white_is_zero_is_refused(tmp_path):
@@ -73,19 +76,19 @@ def test_a_deep_tiff_whose_white_is_zero_is_refused(tmp_path):
     with Image.open(tmp_path / "x.tif") as image:
         assert image.mode == "I;16" and image.tag_v2[262] == 0
     with pytest.raises(ValueError, match="white is 0"):
-        pictures.read(tmp_path / "x.tif")
+        images.read(tmp_path / "x.tif")
 
 
 def test_strips_are_joined_without_a_seam(tmp_path, monkeypatch):
     draw = np.random.default_rng(0).integers(0, 256, (37, 23, 4), dtype=np.uint8)
     deep = Image.fromarray((RAMP * 65535).astype(np.uint16))
-    whole_deep = pictures.read(deep)
+    whole_deep = images.read(deep)
     for mode in ("RGB", "RGBA", "L", "P", "CMYK", "1", "YCbCr", "LA"):
         image = Image.fromarray(draw, "RGBA").convert("RGB").convert(mode)
         whole = np.asarray(image.convert("RGB"))
-        monkeypatch.setattr(pictures, "STRIP", 23 * 5)
-        assert np.array_equal(pictures.read(image).permute(1, 2, 0).numpy(), whole), mode
-    assert torch.equal(pictures.read(deep), whole_deep)
+        monkeypatch.setattr(images, "STRIP", 23 * 5)
+        assert np.array_equal(images.read(image).permute(1, 2, 0).numpy(), whole), mode
+    assert torch.equal(images.read(deep), whole_deep)
 
 
 def test_the_camera_and_the_first_frame(tmp_path):
@@ -95,11 +98,11 @@ def test_the_camera_and_the_first_frame(tmp_path):
     exif = Image.Exif()
     exif[274] = 6
     file = saved(array, tmp_path / "turned.png", exif=exif)
-    assert pictures.read(file).shape == (3, 16, 8) and pictures.read(file)[:, :4].min() == 255
-    assert pictures.to_image(file).size == (8, 16) and audit.cues(file.read_bytes())["size"].tolist() == [16, 8]
+    assert images.read(file).shape == (3, 16, 8) and images.read(file)[:, :4].min() == 255
+    assert images.to_image(file).size == (8, 16) and audit.cues(file.read_bytes())["size"].tolist() == [16, 8]
     frames = [Image.new("RGB", (5, 5), colour) for colour in ("white", "black")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert pictures.read(tmp_path / "a.gif").min() == 255
+    assert images.read(tmp_path / "a.gif").min() == 255
 
 
 # ---- what is no picture -----------------------------------------------------------------------------------------
@@ -118,12 +121,12 @@ def test_no_program_is_started_by_a_picture(tmp_path):
     saved(np.zeros((9, 9, 3), np.uint8), tmp_path / "mine/y.png")
     pillow = "from PIL import Image; Image.open('{0}/mine/x.png').load()"
     ours = """
-from icthp import audit, gallery, pictures, scores
-s = {{"jpeg": scores.load("jpeg")}}
+from icthp import images; from icthp.data import audit; from icthp.evaluation import gallery; from icthp.scorers import loading
+s = {{"jpeg": loading.load("jpeg")}}
 t = gallery.score(s, gallery.read("{0}/mine", "{0}"), "{0}/store")
 gallery.write_html("{0}/g.html", s, t, "t")
 assert "none of PNG" in t.error[0] and t.jpeg.notna().tolist() == [False, True]
-assert pictures.problem(open("{0}/mine/x.png", "rb").read())
+assert images.decode_error(open("{0}/mine/x.png", "rb").read())
 try:
     audit.cues(open("{0}/mine/x.png", "rb").read())
 except ValueError:
@@ -150,14 +153,14 @@ def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch):
             for place in draw.integers(0, len(damaged), 20):
                 damaged[place] = draw.integers(256)
             try:
-                pictures.read(io.BytesIO(damaged))
+                images.read(io.BytesIO(damaged))
             except ValueError as error:
                 kinds.add(type(error.__cause__))
-                assert pictures.problem(bytes(damaged)).startswith("cannot be read: ")
+                assert images.decode_error(bytes(damaged)).startswith("cannot be read: ")
     assert RuntimeError in kinds and len(kinds) > 2
     monkeypatch.setattr(Image.Image, "getexif", lambda self: {}[0])
     with pytest.raises(ValueError, match="x.png cannot be read"):
-        pictures.read(saved(np.zeros((4, 4, 3), np.uint8), tmp_path / "x.png"))
+        images.read(saved(np.zeros((4, 4, 3), np.uint8), tmp_path / "x.png"))
 
 
 def test_odd_names_are_the_rows_error_and_the_others_are_scored(tmp_path):
@@ -170,7 +173,7 @@ def test_odd_names_are_the_rows_error_and_the_others_are_scored(tmp_path):
     table = gallery.read(str(tmp_path / "mine"), tmp_path)
     odd = [str(tmp_path), "/dev/zero", str(tmp_path / ("n" * 5000 + ".png")), "a\0b.png", str(tmp_path / "gone.png")]
     table = pd.concat([table, pd.DataFrame({"image": odd, "prompt": None})], ignore_index=True)
-    jpeg = {"jpeg": scores.load("jpeg")}
+    jpeg = {"jpeg": loading.load("jpeg")}
     table = gallery.score(jpeg, table, tmp_path / "store")
     assert table.jpeg.notna().tolist() == [False, False, True] + [False] * 5 and len(table.error[5]) < 400
     assert "not a regular file" in table.error[0] and "not UTF-8" in table.error[1] and "no such file" in table.error[7]
@@ -187,22 +190,22 @@ def test_a_folder_lists_all_that_is_read_and_counts_the_rest(tmp_path):
     for name in (".hidden.png", "notes.txt", "more.txt", "README", "x.heic", "old.eps"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "deeper.png").mkdir()
-    table = pictures.read_table(tmp_path)
+    table = images.read_table(tmp_path)
     assert [p.rsplit("/", 1)[1] for p in table.image] == list(formats)
-    assert all(pictures.read(p).shape == (3, 9, 9) for p in table.image)
+    assert all(images.read(p).shape == (3, 9, 9) for p in table.image)
     assert table.attrs["left_out"] == {"hidden files": 1, "files without an ending": 1, "sub-folders": 1, "files that end in .txt": 2,
                                        "files that end in .heic": 1, "files that end in .eps": 1}  # fmt: skip
-    scored = gallery.score({"jpeg": scores.load("jpeg")}, table, tmp_path / "store")
-    assert any("sub-folders (1)" in said and ".txt (2)" in said for said in gallery.account({"jpeg": scores.load("jpeg")}, scored))
+    scored = gallery.score({"jpeg": loading.load("jpeg")}, table, tmp_path / "store")
+    assert any("sub-folders (1)" in said and ".txt (2)" in said for said in gallery.account({"jpeg": loading.load("jpeg")}, scored))
 
 
 def test_bytes_are_encoded_as_they_are():
     """uint8 and the same pixels as floats make one file; sizes are of the file."""
     pixels = torch.randint(256, (2, 3, 20, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert pictures.encode(pixels) == pictures.encode(pixels.float() / 255)
-    assert torch.equal(pictures.read(io.BytesIO(pictures.encode(pixels)[1]["bytes"])), pixels[1])
-    sizes = [len(file["bytes"]) for file in pictures.encode(pixels, "JPEG", quality=95)]
-    assert pictures.jpeg_bytes(pixels).tolist() == pictures.jpeg_bytes(pixels.float() / 255).tolist() == sizes
+    assert images.encode(pixels) == images.encode(pixels.float() / 255)
+    assert torch.equal(images.read(io.BytesIO(images.encode(pixels)[1]["bytes"])), pixels[1])
+    sizes = [len(file["bytes"]) for file in images.encode(pixels, "JPEG", quality=95)]
+    assert images.jpeg_bytes(pixels).tolist() == images.jpeg_bytes(pixels.float() / 255).tolist() == sizes
 
 
 # ---- memory -----------------------------------------------------------------------------------------------------
@@ -211,10 +214,10 @@ PEAK = """
 import resource, sys
 import torch
 from PIL import Image
-from icthp import gallery, scores
+from icthp.evaluation import gallery; from icthp.scorers import loading
 torch.set_num_threads(1)
 folder, work, clip = sys.argv[1:]
-loaded = {"jpeg": scores.load("jpeg"), "clip": scores.load("clip", "local-dir:" + clip)}
+loaded = {"jpeg": loading.load("jpeg"), "clip": loading.load("clip", "local-dir:" + clip)}
 for scorer in loaded.values():
     scorer.score(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), ["a"])
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -244,17 +247,16 @@ def test_large_pictures_are_scored_in_bounded_memory(tmp_path, clip_folder):
 
 def test_jpeg_sizes_compare_at_one_size(tmp_path):
     """The same picture at 64 and at 128 pixels: its own files differ by their pixels, at one side they hardly do."""
-    from icthp import scores
 
     small = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     sized = {side: torch.nn.functional.interpolate(small, (side, side), mode="bicubic").clamp(0, 1) for side in (64, 128)}
     for side, pixels in sized.items():
-        (tmp_path / f"{side}.png").write_bytes(pictures.encode(pixels)[0]["bytes"])
+        (tmp_path / f"{side}.png").write_bytes(images.encode(pixels)[0]["bytes"])
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    assert pictures.common_side(sorted(tmp_path.iterdir())) == 64
-    own, same = ({side: scores.load("jpeg", source).score(pixels).item() for side, pixels in sized.items()} for source in ("", "64"))
+    assert images.common_side(sorted(tmp_path.iterdir())) == 64
+    own, same = ({side: loading.load("jpeg", source).score(pixels).item() for side, pixels in sized.items()} for source in ("", "64"))
     assert own[128] > 1.5 * own[64] and same[128] == pytest.approx(same[64], rel=0.1) and same[64] == own[64]
     with pytest.raises(ValueError, match="can be opened"):
-        pictures.common_side([tmp_path / "broken.png"])
+        images.common_side([tmp_path / "broken.png"])
     with pytest.raises(ValueError, match="side in pixels"):
-        scores.load("jpeg", "big")
+        loading.load("jpeg", "big")

@@ -10,7 +10,8 @@ from functools import partial
 import pytest
 import torch
 
-from icthp import draft, hub, identity, pictures
+from icthp import images, pipelines, trainer
+from icthp.tuning import dpo, draft, identity, lora, sampling, training
 
 TEXTS = ["a red circle", "two blue squares", "a green heart", "a star"]
 
@@ -19,8 +20,8 @@ TEXTS = ["a red circle", "two blue squares", "a green heart", "a star"]
 
 
 def shards(pipe, folder, **options):
-    rows = draft.generate_shards(pipe, TEXTS, range(4), folder, shard=2, **{"steps": 2, "batch": 2} | options)
-    return pictures.stack([io.BytesIO(row["bytes"]) for row in rows])
+    rows = sampling.generate_shards(pipe, TEXTS, range(4), folder, shard=2, **{"steps": 2, "batch": 2} | options)
+    return images.stack([io.BytesIO(row["bytes"]) for row in rows])
 
 
 CHANGES = {
@@ -37,34 +38,34 @@ def test_pictures_are_drawn_anew_for_whatever_changes_them(pipe, tmp_path, chang
     first, before = shards(pipe, tmp_path), sorted(tmp_path.iterdir())
     CHANGES[change](pipe)
     then = shards(pipe, tmp_path)
-    true = draft.generate(pipe, TEXTS, ids=range(4), steps=2, batch=2)
+    true = sampling.generate(pipe, TEXTS, ids=range(4), steps=2, batch=2)
     assert (then - true).abs().max() <= 0.51 / 255 and (then - first).abs().max() > 1 / 255
     assert len(list(tmp_path.iterdir())) == 2 * len(before)
 
 
 def test_a_tokenizer_that_reads_other_words_is_told(pipe):
-    own = identity.of_tokens(pipe, TEXTS)
+    own = identity.identity_of_tokens(pipe, TEXTS)
     pipe.tokenizer.add_tokens(["hear"])  # of "heart"
-    other = identity.of_tokens(pipe, TEXTS)
-    assert own != other and own == identity.of_tokens(hub.load_pipeline(pipe.config._name_or_path), TEXTS)
-    assert other == identity.of_tokens(pipe, TEXTS)
+    other = identity.identity_of_tokens(pipe, TEXTS)
+    assert own != other and own == identity.identity_of_tokens(pipelines.load_pipeline(pipe.config._name_or_path), TEXTS)
+    assert other == identity.identity_of_tokens(pipe, TEXTS)
 
 
 def test_a_changed_and_restored_pipeline_uses_its_files_again(pipe, tmp_path, monkeypatch):
     first = shards(pipe, tmp_path)
     pipe.set_adapters(["default"], [0.5])
     pipe.set_adapters(["default"], [1.0])
-    monkeypatch.setattr(draft, "generate", None)
+    monkeypatch.setattr(sampling, "generate", None)
     assert torch.equal(shards(pipe, tmp_path), first)
 
 
 def test_another_version_of_a_library_or_of_our_code_draws_anew(pipe, monkeypatch):
-    own = identity.of_pipeline(pipe)
-    assert own == identity.of_pipeline(pipe)
+    own = identity.identity_of_pipeline(pipe)
+    assert own == identity.identity_of_pipeline(pipe)
     monkeypatch.setattr(identity, "version", lambda name: "0")
-    assert identity.of_pipeline(pipe)["versions"] != own["versions"]
+    assert identity.identity_of_pipeline(pipe)["versions"] != own["versions"]
     monkeypatch.setattr(identity.files, "code", lambda *modules: " ".join(modules))
-    assert {"draft", "lora", "hub", "pictures"} <= set(identity.of_pipeline(pipe)["code"].split())
+    assert {"draft", "lora", "hub", "pictures"} <= set(identity.identity_of_pipeline(pipe)["code"].split())
 
 
 @pytest.mark.parametrize("length", [0, 0.5])
@@ -84,8 +85,8 @@ class Killed(Exception):
 
 
 def tune(folder, pipe_folder, prompts, update, kill_at=None):
-    pipe, seen = hub.load_pipeline(str(pipe_folder)), []
-    draft.add_lora(pipe, rank=2)
+    pipe, seen = pipelines.load_pipeline(str(pipe_folder)), []
+    lora.add_lora(pipe, rank=2)
 
     def reward(pixels, texts):
         seen.append(texts)
@@ -93,7 +94,7 @@ def tune(folder, pipe_folder, prompts, update, kill_at=None):
             raise Killed
         return -pixels.square().mean((1, 2, 3))
 
-    return draft.tune(pipe, prompts, reward, update, batch=2, steps=4, lr=1e-3, checkpoint=folder / "c.pt", save_every=1)
+    return training.tune(pipe, prompts, reward, update, batch=2, steps=4, lr=1e-3, checkpoint=folder / "c.pt", save_every=1)
 
 
 def test_a_run_goes_on_with_its_own_prompts_alone(sd3_folder, tmp_path):
@@ -101,7 +102,7 @@ def test_a_run_goes_on_with_its_own_prompts_alone(sd3_folder, tmp_path):
     prompts, update = [f"{text} {i}" for i in range(3) for text in TEXTS], partial(draft.draft_step, steps=2)
     with pytest.raises(Killed):
         tune(tmp_path, sd3_folder, prompts, update, kill_at=3)
-    first = set(draft.batch_indices(0, n=12, size=2, seed=0).tolist())
+    first = set(trainer.batch_indices(0, n=12, size=2, seed=0).tolist())
     with pytest.raises(ValueError, match="delete it to start again"):
         tune(tmp_path, sd3_folder, [p if i in first else "a cat" for i, p in enumerate(prompts)], update)
     assert len(tune(tmp_path, sd3_folder, list(prompts), update)) == 4
@@ -109,14 +110,14 @@ def test_a_run_goes_on_with_its_own_prompts_alone(sd3_folder, tmp_path):
 
 def test_a_run_goes_on_with_its_own_negative_alone(sd3_folder, tmp_path):
     """It differs where the first step's numbers do not: behind the fourth decimal of the loss."""
-    pipe = hub.load_pipeline(str(sd3_folder))
-    negative = draft.encode(pipe, [""])
+    pipe = pipelines.load_pipeline(str(sd3_folder))
+    negative = sampling.encode(pipe, [""])
     update = lambda embeds: partial(draft.draft_step, steps=2, guidance=1.5, negative=embeds)
     with pytest.raises(Killed):
         tune(tmp_path, sd3_folder, TEXTS, update(negative), kill_at=3)
     with pytest.raises(ValueError, match="delete it to start again"):
         tune(tmp_path, sd3_folder, TEXTS, update((negative[0] * (1 + 1e-6), negative[1])))
-    assert len(tune(tmp_path, sd3_folder, TEXTS, update(draft.encode(pipe, [""])))) == 4
+    assert len(tune(tmp_path, sd3_folder, TEXTS, update(sampling.encode(pipe, [""])))) == 4
 
 
 def scale(x, by=1):
@@ -140,7 +141,7 @@ ALIKE = [
     (lambda: torch.tensor(3).numpy(), lambda: torch.tensor(4).numpy()),
     (lambda: {"a": [1, (2, None)]}, lambda: {"a": [1, (3, None)]}),
     (lambda: partial(scale, by=partial(scale, by=1)), lambda: partial(scale, by=partial(scale, by=2))),
-    (lambda: draft.draft_step, lambda: draft.dpo_step),
+    (lambda: draft.draft_step, lambda: dpo.dpo_step),
     (lambda: functools.reduce, lambda: functools.lru_cache),
 ]  # fmt: skip
 
@@ -148,17 +149,19 @@ ALIKE = [
 @pytest.mark.parametrize("one, two", ALIKE)
 def test_options_are_told_apart(one, two):
     """By what they do, not by where they lie."""
-    assert identity.of(one()) == identity.of(one()) != identity.of(two())
+    assert identity.identity_of(one()) == identity.identity_of(one()) != identity.identity_of(two())
 
 
 def test_a_function_that_calls_itself_is_told():
     def down(n):
         return n and down(n - 1)
 
-    assert identity.of(down) == identity.of(down)
+    assert identity.identity_of(down) == identity.identity_of(down)
 
 
 def test_another_process_says_the_same():
-    code = "from test_pipeline_keys import ALIKE; from icthp import identity; print([identity.of(one()) for one, _ in ALIKE])"
+    code = (
+        "from test_pipeline_keys import ALIKE; from icthp.tuning import identity; print([identity.identity_of(one()) for one, _ in ALIKE])"
+    )
     runs = [subprocess.run([sys.executable, "-c", code], cwd=__file__.rpartition("/")[0], capture_output=True, text=True) for _ in range(2)]
     assert runs[0].stdout == runs[1].stdout and len(runs[0].stdout) > 500, runs[0].stderr[-2000:]

@@ -11,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from icthp import pick_high, pictures, published
+from icthp import images
+from icthp.data import pairs, published
+from icthp.data.triplets import Triplets, write_triplets
 from test_notebooks import execute
 
 # ---- the official release --------------------------------------------------------------------------------------------
@@ -34,14 +36,14 @@ def release(folder, **columns):
 
 def read(folder):
     rejects = []
-    return list(published.official(folder, "test", rejects)), rejects
+    return list(published.read_pick_high(folder, "test", rejects)), rejects
 
 
 def test_the_release_becomes_our_table_with_e2_where_e2_belongs(tmp_path):
     release(tmp_path)
     rejects = []
-    assert pick_high.write(published.official(tmp_path, "test", rejects), tmp_path / "ours", "test") == 2 and not rejects
-    triplets = pick_high.Triplets(tmp_path / "ours", "test", 64)
+    assert write_triplets(published.read_pick_high(tmp_path, "test", rejects), tmp_path / "ours", "test") == 2 and not rejects
+    triplets = Triplets(tmp_path / "ours", "test", 64)
     easy, refined = triplets.labels()
     torch.testing.assert_close(easy, torch.tensor([[0.3, 0.5, 1], [0.4, 0.4, 1]]))
     torch.testing.assert_close(refined, torch.tensor([[0.24, 0.4, 1], [0.2, 0.2, 1]]))
@@ -119,7 +121,7 @@ def test_a_missing_release_or_column_is_named(tmp_path):
 
 def pickapic(folder, **columns):
     """A shard in Pick-a-Pic v2's layout: three votes, the first picture won the first and the last."""
-    jpeg = lambda colour: pictures.encode(torch.tensor(colour).view(1, 3, 1, 1).expand(1, 3, 32, 32), "JPEG")[0]["bytes"]
+    jpeg = lambda colour: images.encode(torch.tensor(colour).view(1, 3, 1, 1).expand(1, 3, 32, 32), "JPEG")[0]["bytes"]
     n = 3
     frame = pd.DataFrame({
         "are_different": [True] * n, "best_image_uid": ["u"] * n, "caption": ["a cat", "a dog", "a cow"],
@@ -136,8 +138,8 @@ def pickapic(folder, **columns):
 def test_votes_become_pairs_with_the_winner_second(tmp_path):
     pickapic(tmp_path)
     rejects = []
-    assert pick_high.write(published.pickapic(tmp_path, "test", rejects), tmp_path / "ours", "test", pick_high.PAIRS) == 3 and not rejects
-    rows = pick_high.read_pairs(tmp_path / "ours", "test")
+    assert write_triplets(published.read_pickapic(tmp_path, "test", rejects), tmp_path / "ours", "test", pairs.PAIRS) == 3 and not rejects
+    rows = pairs.read_pairs(tmp_path / "ours", "test")
     assert rows["source_2"][:] == ["sdxl", "sd21", "sdxl"] and rows["source_1"][:] == ["sd21", "sdxl", "sd21"]
     red = [np.asarray(image)[0, 0, 0] > 200 for image in rows["image_2"]]
     assert red == [True, False, True] and rows["prompt_id"][:] == [0, 1, 2] and rows["agreed"][0] is None
@@ -156,7 +158,7 @@ def test_votes_become_pairs_with_the_winner_second(tmp_path):
 def test_rows_without_a_vote_or_a_picture_are_reported(tmp_path, columns, reason):
     pickapic(tmp_path, **columns)
     rejects = []
-    rows = list(published.pickapic(tmp_path, "test", rejects))
+    rows = list(published.read_pickapic(tmp_path, "test", rejects))
     assert (
         len(rows) + len(rejects) == 3
         and 1 in [r["prompt_id"] for r in rejects]
@@ -167,7 +169,7 @@ def test_rows_without_a_vote_or_a_picture_are_reported(tmp_path, columns, reason
 def test_pictures_as_datasets_wraps_them_and_models_without_a_name_are_read(tmp_path):
     plain = pickapic(tmp_path)
     pickapic(tmp_path, jpg_0=[{"bytes": b, "path": "x.jpg"} for b in plain.jpg_0], model_0=[None] * 3, model_1=[4, 5, 6])
-    rows = list(published.pickapic(tmp_path, "test", []))
+    rows = list(published.read_pickapic(tmp_path, "test", []))
     assert [row["image_2"]["bytes"] for row in rows] == [plain.jpg_0[0], plain.jpg_1[1], plain.jpg_0[2]]
     assert [(row["source_1"], row["source_2"]) for row in rows] == [("4", "unknown"), ("unknown", "5"), ("6", "unknown")]
 
@@ -178,15 +180,15 @@ def test_a_damaged_shard_is_named(tmp_path, damage):
     path = tmp_path / "data/test-00000-of-00001-abc.parquet"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=r"abc\.parquet is no shard of Pick-a-Pic v2 that can be read; download it again"):
-        list(published.pickapic(tmp_path, "test", []))
+        list(published.read_pickapic(tmp_path, "test", []))
 
 
 def test_a_folder_that_is_no_pickapic_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="a download of Pick-a-Pic v2"):
-        list(published.pickapic(tmp_path, "test", []))
+        list(published.read_pickapic(tmp_path, "test", []))
     pickapic(tmp_path).drop(columns="label_1").to_parquet(tmp_path / "data/test-00000-of-00001-abc.parquet")
     with pytest.raises(ValueError, match="no column label_1"):
-        list(published.pickapic(tmp_path, "test", []))
+        list(published.read_pickapic(tmp_path, "test", []))
 
 
 def test_a4_writes_both_and_lists_what_it_left_out(tmp_path):
@@ -197,4 +199,4 @@ def test_a4_writes_both_and_lists_what_it_left_out(tmp_path):
     assert "3 rows written, 2 left out" in printed
     assert pd.read_csv(tmp_path / "out/rejects.csv").reason.tolist() == ["E1 is above E2", "no vote"]
     loaded = datasets.load_dataset(str(tmp_path / "out/pick_high"), cache_dir=str(tmp_path / "cache"))
-    assert loaded["test"].num_rows == 1 and pick_high.read_pairs(tmp_path / "out/pairs", "test").num_rows == 2
+    assert loaded["test"].num_rows == 1 and pairs.read_pairs(tmp_path / "out/pairs", "test").num_rows == 2

@@ -13,8 +13,10 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from icthp import kernels, pick_high, pictures, recipe, scores, weights
-from icthp.recipe import Recipe
+from icthp import images, kernels, preprocessing
+from icthp.data.triplets import Triplets, write_triplets
+from icthp.scorers import checkpoints, combined, loading
+from icthp.scorers.hp import HpScorer, make_head
 
 SHAPES = [(90, 160), (160, 90), (20, 200), (200, 20), (33, 47), (64, 64), (100, 101), (641, 360), (480, 80)]  # (height, width)
 NEAR = 2 / 255 + 1e-6
@@ -31,10 +33,14 @@ def stated(**said):
 
 def apart(said: dict, shape) -> float:
     """The largest difference from open_clip's own transform, of bytes and of floats, for pixels in [0, 1]."""
-    own, image = recipe.of_open_clip(said, "it"), picture(shape)
+    own, image = preprocessing.from_open_clip(said, "it"), picture(shape)
     theirs = image_transform_v2(PreprocessCfg(**said), is_train=False)(image)
-    pixels = pictures.read(image)[None]
-    ways = kernels.preprocess(pixels, own), kernels.preprocess(pixels.float() / 255, own), recipe.fit(pixels.float() / 255, own)
+    pixels = images.read(image)[None]
+    ways = (
+        kernels.preprocess(pixels, own),
+        kernels.preprocess(pixels.float() / 255, own),
+        preprocessing.resize_center_crop(pixels.float() / 255, own),
+    )
     return max((way[0] - theirs).abs().max().item() for way in ways)
 
 
@@ -55,7 +61,7 @@ def test_every_pretrained_tag_is_matched_or_refused():
         said = {k: config[k] for k in ("mean", "std", "interpolation", "resize_mode", "fill_color", "mode") if config.get(k) is not None}
         said["size"] = open_clip.get_model_config(name)["vision_cfg"]["image_size"]
         try:
-            own = recipe.of_open_clip(said, f"{name}/{tag}")
+            own = preprocessing.from_open_clip(said, f"{name}/{tag}")
         except ValueError as error:
             refused.append(str(error))
             continue
@@ -86,7 +92,7 @@ def test_every_pretrained_tag_is_matched_or_refused():
 )
 def test_what_is_not_done_is_refused_by_field_and_source(wrong, says):
     with pytest.raises(ValueError, match=f"a/folder: {says}"):
-        recipe.of_open_clip(stated(**wrong), "a/folder")
+        preprocessing.from_open_clip(stated(**wrong), "a/folder")
 
 
 PROCESSORS = [
@@ -107,12 +113,12 @@ PROCESSORS = [
 @pytest.mark.parametrize("said", PROCESSORS, ids=str)
 def test_it_is_transformers_image_processor(said):
     said = {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}} | said
-    processor, own = CLIPImageProcessor(**said), recipe.of_transformers(said, 64, "it")
+    processor, own = CLIPImageProcessor(**said), preprocessing.from_transformers(said, 64, "it")
     for shape in SHAPES:
         image = picture(shape)
         theirs = processor(image, return_tensors="pt").pixel_values
         std = torch.tensor(own.std)[:, None, None]
-        for pixels in (pictures.read(image)[None], pictures.to_pixels(image)[None]):
+        for pixels in (images.read(image)[None], images.to_pixels(image)[None]):
             assert ((kernels.preprocess(pixels, own) - theirs) * std).abs().max() <= NEAR, shape
 
 
@@ -133,35 +139,35 @@ def test_it_is_transformers_image_processor(said):
 )
 def test_a_processor_that_is_not_done_is_refused(wrong, says):
     with pytest.raises(ValueError, match=f"a/file: {says}"):
-        recipe.of_transformers({"size": 64, "crop_size": 64} | wrong, 64, "a/file")
+        preprocessing.from_transformers({"size": 64, "crop_size": 64} | wrong, 64, "a/file")
 
 
 def test_it_survives_open_clips_form():
-    for own in (recipe.of_side(64), recipe.Recipe((48, 80), "longest", "bilinear", 77 / 255), recipe.of_hps(recipe.of_side(32)),
-                recipe.of_transformers({"size": 70, "crop_size": 64}, 64, "it")):  # fmt: skip
+    for own in (preprocessing.from_side(64), preprocessing.Preprocessing((48, 80), "longest", "bilinear", 77 / 255), preprocessing.from_hps(preprocessing.from_side(32)),
+                preprocessing.from_transformers({"size": 70, "crop_size": 64}, 64, "it")):  # fmt: skip
         own = own._replace(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-        assert recipe.of_open_clip(recipe.to_open_clip(own), "it") == own
+        assert preprocessing.from_open_clip(preprocessing.to_open_clip(own), "it") == own
 
 
 @pytest.mark.parametrize("shape", [(108, 108), (192, 108), (108, 192), (40, 31), (64, 10)])
 def test_hps_v2_fits_the_longer_side_of_a_tensor_on_black(shape):
     """By torchvision's tensor functions, as its publisher does it: resized, centred on 0, then normalised."""
-    own = recipe.of_hps(recipe.of_side(64)._replace(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)))
-    pixels = pictures.to_pixels(picture(shape))
+    own = preprocessing.from_hps(preprocessing.from_side(64)._replace(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)))
+    pixels = images.to_pixels(picture(shape))
     fitted = [round(n * 64 / max(shape)) for n in shape]
     high, wide = (64 - n for n in fitted)
     theirs = TF.resize(pixels, fitted, TF.InterpolationMode.BICUBIC)
     theirs = TF.normalize(TF.pad(theirs, [wide // 2, high // 2, wide - wide // 2, high - high // 2], fill=0), own.mean, own.std)
-    for x in (pixels, pictures.read(picture(shape))):
+    for x in (pixels, images.read(picture(shape))):
         assert (kernels.preprocess(x[None], own)[0] - theirs).abs().max() <= 1e-4
 
 
 def test_hpsv2_pads_where_its_architecture_cuts(clip_folder, tmp_path):
     """Whatever lies in the folder: the rule is the publisher's; a scorer that is saved keeps it."""
-    hps, clip = scores.load("hpsv2", f"local-dir:{clip_folder}"), scores.load("clip", f"local-dir:{clip_folder}")
-    assert hps.recipe == recipe.of_hps(clip.recipe)
+    hps, clip = loading.load("hpsv2", f"local-dir:{clip_folder}"), loading.load("clip", f"local-dir:{clip_folder}")
+    assert hps.recipe == preprocessing.from_hps(clip.recipe)
     hps.save_pretrained(tmp_path)
-    assert scores.load("clip", f"local-dir:{tmp_path}").recipe == hps.recipe
+    assert loading.load("clip", f"local-dir:{tmp_path}").recipe == hps.recipe
 
 
 @pytest.mark.parametrize("change", [{"resize_mode": "squash"}, {"resize_mode": "longest", "fill_color": 90}, {"interpolation": "bilinear"}])
@@ -176,33 +182,33 @@ def test_a_folders_own_recipe_is_followed(clip_folder, tmp_path, change):
     image, ids = picture((150, 210)), open_clip.get_tokenizer(f"local-dir:{folder}")(["a red circle"])
     with torch.no_grad():
         theirs = (model.eval().encode_image(transform(image)[None], normalize=True) * model.encode_text(ids, normalize=True)).sum()
-    scorer = scores.load("clip", f"local-dir:{folder}")
+    scorer = loading.load("clip", f"local-dir:{folder}")
     assert scorer.rank("a red circle", [image])[0][1] == pytest.approx(theirs.item(), abs=2e-3)
-    pixels = pictures.to_pixels(image)[None].requires_grad_()
+    pixels = images.to_pixels(image)[None].requires_grad_()
     scorer.score(pixels, ["a red circle"]).sum().backward()
     assert pixels.grad.isfinite().all() and pixels.grad.abs().max() > 0
-    plain = scores.load("clip", f"local-dir:{clip_folder}")
+    plain = loading.load("clip", f"local-dir:{clip_folder}")
     assert abs(plain.rank("a red circle", [image])[0][1] - theirs.item()) > 1e-3 or "interpolation" in change
     assert repr(plain) != repr(scorer)  # part of a cache's key
 
 
 def test_towers_of_other_recipes_do_not_share_a_resizing(clip_folder):
-    ict, other = (scores.load("clip", f"local-dir:{clip_folder}") for _ in range(2))
-    open_clip.set_model_preprocess_cfg(other.model, recipe.to_open_clip(other.recipe._replace(mode="squash")))
+    ict, other = (loading.load("clip", f"local-dir:{clip_folder}") for _ in range(2))
+    open_clip.set_model_preprocess_cfg(other.model, preprocessing.to_open_clip(other.recipe._replace(mode="squash")))
     pixels, prompts = torch.rand(2, 3, 90, 160), ["a", "b"]
     for clip in (ict, other):
-        hp = scores.HpScorer(clip, scores.head(16)).eval()
-        both = scores.IctHpScorer(ict, hp)
+        hp = HpScorer(clip, make_head(16)).eval()
+        both = combined.IctHpScorer(ict, hp)
         torch.testing.assert_close(both.score(pixels, prompts), ict.score(pixels, prompts) * hp.score(pixels))
     assert not torch.allclose(ict.score(pixels, prompts), other.score(pixels, prompts), atol=1e-3)
     twice = ict.recipe._replace(resize=(80, 80))  # its result would be resized again
-    open_clip.set_model_preprocess_cfg(ict.model, recipe.to_open_clip(twice))
-    both = scores.IctHpScorer(ict, scores.HpScorer(ict, scores.head(16)).eval())
+    open_clip.set_model_preprocess_cfg(ict.model, preprocessing.to_open_clip(twice))
+    both = combined.IctHpScorer(ict, HpScorer(ict, make_head(16)).eval())
     torch.testing.assert_close(both.score(pixels, prompts), ict.score(pixels, prompts) * both.hp.score(pixels))
 
 
 def test_folding_keeps_the_border(clip_folder):
-    plain, folded = (scores.load("hpsv2", f"local-dir:{clip_folder}") for _ in range(2))
+    plain, folded = (loading.load("hpsv2", f"local-dir:{clip_folder}") for _ in range(2))
     pixels = torch.rand(2, 3, 90, 160)
     torch.testing.assert_close(folded.fold().score(pixels, ["a", "b"]), plain.score(pixels, ["a", "b"]), rtol=1e-4, atol=1e-5)
 
@@ -232,14 +238,14 @@ def test_a_transformers_folder_is_read_with_its_processor(transformers_folder, t
     processor = CLIPImageProcessor(size={"height": 40, "width": 48}, crop_size=32, resample=2, image_mean=[0.4] * 3, image_std=[0.3] * 3)
     said = json.loads(processor.to_json_string())
     (folder / file).write_text(json.dumps(said if file.startswith("pre") else {"image_processor": said}), encoding="utf-8")
-    scorer, image = scores.load("clip", f"local-dir:{folder}"), picture((77, 150))
+    scorer, image = loading.load("clip", f"local-dir:{folder}"), picture((77, 150))
     with torch.no_grad():
         out = CLIPModel.from_pretrained(folder)(
             input_ids=scorer.tokenizer(["a cat"]), pixel_values=processor(image, return_tensors="pt").pixel_values
         )
     assert scorer.rank("a cat", [image])[0][1] == pytest.approx((out.image_embeds * out.text_embeds).sum().item(), abs=5e-3)
     scorer.save_pretrained(tmp_path / "saved")
-    assert scores.load("clip", f"local-dir:{tmp_path}/saved").recipe == scorer.recipe
+    assert loading.load("clip", f"local-dir:{tmp_path}/saved").recipe == scorer.recipe
 
 
 @pytest.mark.parametrize(("part", "field", "value"), [("vision_config", "hidden_act", "relu"), ("text_config", "layer_norm_eps", 1e-6),
@@ -251,28 +257,28 @@ def test_towers_that_would_be_built_wrongly_are_refused(transformers_folder, tmp
     config[part][field] = value
     file.write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ValueError, match=f"config.json: `{field}`"):
-        scores.load("clip", f"local-dir:{tmp_path}/clip")
+        loading.load("clip", f"local-dir:{tmp_path}/clip")
 
 
 def test_a_file_has_the_activation_of_the_config_beside_it(transformers_folder, tmp_path):
     """ARCH/file with and without a config.json or open_clip_config.json, which alone can say quick_gelu."""
-    config = weights.model_config(f"local-dir:{transformers_folder}")
+    config = checkpoints.model_config(f"local-dir:{transformers_folder}")
     (tmp_path / "arch").mkdir()
     (tmp_path / "arch/tiny-quick.json").write_text(json.dumps({k: v for k, v in config.items() if k != "quick_gelu"}), encoding="utf-8")
     open_clip.add_model_config(tmp_path / "arch")
     pixels, prompts = torch.rand(2, 3, 32, 32), ["a cat", "a dog"]
-    right = scores.load("clip", f"local-dir:{transformers_folder}").score(pixels, prompts)
+    right = loading.load("clip", f"local-dir:{transformers_folder}").score(pixels, prompts)
     alone = tmp_path / "alone/model.safetensors"
     alone.parent.mkdir()
     shutil.copy(transformers_folder / "model.safetensors", alone)
-    score = lambda: scores.load("clip", f"tiny-quick/{alone}").score(pixels, prompts)
+    score = lambda: loading.load("clip", f"tiny-quick/{alone}").score(pixels, prompts)
     assert (score() - right).abs().max() > 2e-4  # the file does not tell
     for name, said in (("config.json", json.loads((transformers_folder / "config.json").read_text(encoding="utf-8"))),
                        ("open_clip_config.json", {"model_cfg": config, "preprocess_cfg": {"resize_mode": "squash"}})):  # fmt: skip
         (alone.parent / name).write_text(json.dumps(said), encoding="utf-8")
         torch.testing.assert_close(score(), right, rtol=1e-4, atol=1e-5)
-        assert weights.model_config(f"tiny-quick/{alone}")["quick_gelu"]
-    assert scores.load("clip", f"tiny-quick/{alone}").recipe.mode == "squash"
+        assert checkpoints.model_config(f"tiny-quick/{alone}")["quick_gelu"]
+    assert loading.load("clip", f"tiny-quick/{alone}").recipe.mode == "squash"
 
 
 # ---- memory -----------------------------------------------------------------------------------------------------------
@@ -282,8 +288,8 @@ def test_a_file_has_the_activation_of_the_config_beside_it(transformers_folder, 
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
 def test_a_thin_picture_is_cut_before_it_is_enlarged(shape, mode):
     """The value is the slow twin's on the same picture, and next to nothing is allocated: the whole would be some 100 MB."""
-    own, image = recipe.Recipe((64, 64), mode), pictures.read(picture(shape))[None]
-    slow = recipe.fit(image.double() / 255, own)
+    own, image = preprocessing.Preprocessing((64, 64), mode), images.read(picture(shape))[None]
+    slow = preprocessing.resize_center_crop(image.double() / 255, own)
     sizes = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -299,25 +305,25 @@ def test_a_thin_picture_is_cut_before_it_is_enlarged(shape, mode):
 
 
 @pytest.mark.parametrize("own", [
-    Recipe((32, 32), "squash", "bilinear"),
-    Recipe((24, 40), "squash"),
-    Recipe((32, 32), "longest", fill=0.0),
-    Recipe((28, 28), "shortest", resize=(32, 32)),
-    Recipe((28, 28), "shortest", resize=(32, 32), like="transformers"),
-    Recipe((32, 32)),
+    preprocessing.Preprocessing((32, 32), "squash", "bilinear"),
+    preprocessing.Preprocessing((24, 40), "squash"),
+    preprocessing.Preprocessing((32, 32), "longest", fill=0.0),
+    preprocessing.Preprocessing((28, 28), "shortest", resize=(32, 32)),
+    preprocessing.Preprocessing((28, 28), "shortest", resize=(32, 32), like="transformers"),
+    preprocessing.Preprocessing((32, 32)),
 ], ids=str)  # fmt: skip
 def test_triplets_are_read_by_the_towers_own_recipe(own, tmp_path):
     """Pictures that are no squares, kept for a tower and then read by it: what it makes of the picture itself, but for the rounding of
     what is kept; the same where triplets of another recipe are scored."""
-    image = lambda k, h, w: pictures.encode(torch.rand(1, 3, h, w, generator=torch.Generator().manual_seed(k)))[0]
+    image = lambda k, h, w: images.encode(torch.rand(1, 3, h, w, generator=torch.Generator().manual_seed(k)))[0]
     labels = {"E1": 0.4, "E2": 0.8, "R1": 0.3, "R2": 0.6, "clip_1": 0.3, "clip_2": 0.6, "text_sim": 0.75, "seed": 0, "split": "t"}
     names = ("easy_prompt", "refined_prompt", "source_1", "source_2", "source_3")
     row = labels | dict.fromkeys(names, "a") | {"prompt_id": 0}
     row |= {"image_1": image(1, 60, 107), "image_2": image(2, 107, 60), "image_3": image(3, 64, 64)}
-    pick_high.write([row], tmp_path, "t")
-    whole = [pictures.to_pixels(io.BytesIO(row[f"image_{i}"]["bytes"]))[None] for i in (1, 2, 3)]
+    write_triplets([row], tmp_path, "t")
+    whole = [images.to_pixels(io.BytesIO(row[f"image_{i}"]["bytes"]))[None] for i in (1, 2, 3)]
     want = torch.cat([kernels.preprocess(p, own) for p in whole])
-    for triplets in (pick_high.Triplets(tmp_path, "t", own), pick_high.Triplets(tmp_path, "t", 16).seen(own)):
+    for triplets in (Triplets(tmp_path, "t", own), Triplets(tmp_path, "t", 16).seen(own)):
         got = kernels.preprocess(triplets.pixels([0])[:, 0], own)
         assert got.shape == want.shape and (got - want).abs().max() <= 2.01 / 255
         kept = triplets.cache(tmp_path / str(id(triplets)))

@@ -14,18 +14,21 @@ import open_clip
 import pytest
 import torch
 
-from icthp import chat, microworld, refine
+from icthp.data import chat, refine
+from icthp.data.prompts import same_prompt
+from icthp.microworld import grammar
+from icthp.microworld.refiner import CLASSES, microworld_grammar
 
 FITS = lambda text: len(text.split()) <= 60
 
 
 def test_the_grammars_refiner_keeps_what_is_said(scenes):
-    easy = microworld.captions(scenes)
-    refined = list(refine.microworld_grammar(easy, seed=1))
-    assert microworld.captions(microworld.parse(refined, torch.Generator())) == easy
+    easy = grammar.captions(scenes)
+    refined = list(microworld_grammar(easy, seed=1))
+    assert grammar.captions(grammar.parse(refined, torch.Generator())) == easy
     assert all(len(r) > len(e) for r, e in zip(refined, easy))
-    assert refined == list(refine.microworld_grammar(easy, seed=1)) != list(refine.microworld_grammar(easy, seed=2))
-    assert set(refine.problems(easy, refined, FITS)) == {""}
+    assert refined == list(microworld_grammar(easy, seed=1)) != list(microworld_grammar(easy, seed=2))
+    assert set(refine.refinement_errors(easy, refined, FITS)) == {""}
 
 
 # ---- an endpoint ----------------------------------------------------------------------------------------------------
@@ -128,7 +131,7 @@ def test_a_prompt_that_the_policy_refuses_is_asked_once_for_ever(endpoint, tmp_p
     refiner = lambda prompts: refine.endpoint(prompts, "m", endpoint.url)
     for times in (1, 2):
         with pytest.warns(UserWarning, match="1 of . prompts got no answer .*'a pig'.*it answers 400"):
-            answers = refine.stored(["a cat", "a cow", "a pig", "a dog"], refiner, tmp_path / "refined.jsonl", "m")
+            answers = refine.cached(["a cat", "a cow", "a pig", "a dog"], refiner, tmp_path / "refined.jsonl", "m")
         assert answers == ["", "", "", "a dog, at dusk"]
         assert [asked(endpoint).count(p) for p in ("a cat", "a cow", "a pig", "a dog")] == [1, 1, times, 1]
 
@@ -147,9 +150,9 @@ def test_what_no_prompt_would_get_over_stops_at_once_and_keeps_the_answers(endpo
     endpoint.script["cat 1"] = [status]
     path = tmp_path / "refined.jsonl"
     with pytest.raises(RuntimeError, match=says):
-        refine.stored([f"cat {i}" for i in range(9)], lambda p: refine.endpoint(p, "m", endpoint.url, workers=4), path, "m")
+        refine.cached([f"cat {i}" for i in range(9)], lambda p: refine.endpoint(p, "m", endpoint.url, workers=4), path, "m")
     assert sorted(asked(endpoint)) == [f"cat {i}" for i in range(4)]
-    refine.stored(["cat 0", "cat 2", "cat 3"], None, path, "m")  # the round's other answers are kept
+    refine.cached(["cat 0", "cat 2", "cat 3"], None, path, "m")  # the round's other answers are kept
 
 
 def test_no_key_or_no_address(endpoint, monkeypatch):
@@ -177,8 +180,8 @@ def test_the_budget_stops_and_keeps_what_was_paid(endpoint, tmp_path):
     prompts = [f"cat {i}" for i in range(6)]
     refiner = lambda tokens: lambda p: refine.endpoint(p, "m", endpoint.url, workers=1, tokens=tokens)
     with pytest.raises(RuntimeError, match="300 tokens are spent, the limit is 250"):
-        refine.stored(prompts, refiner(250), tmp_path / "refined.jsonl", "m")
-    assert refine.stored(prompts, refiner(0), tmp_path / "refined.jsonl", "m") == [f"{p}, at dusk" for p in prompts]
+        refine.cached(prompts, refiner(250), tmp_path / "refined.jsonl", "m")
+    assert refine.cached(prompts, refiner(0), tmp_path / "refined.jsonl", "m") == [f"{p}, at dusk" for p in prompts]
     assert asked(endpoint) == prompts  # none was paid for twice
 
 
@@ -229,10 +232,10 @@ def test_a_malformed_answer_is_no_sentence_and_stops_nobody(endpoint, tmp_path, 
     prompts, path = ["a cat", "a cow", "a dog"], tmp_path / "refined.jsonl"
     refiner = lambda prompts: refine.endpoint(prompts, "m", endpoint.url, tries=2, timeout=20, tokens=10**9)
     with pytest.warns(UserWarning, match="1 of 3 prompts got no answer .*'a cow'"):
-        assert refine.stored(prompts, refiner, path, "m") == ["a cat, at dusk", "", "a dog, at dusk"]
+        assert refine.cached(prompts, refiner, path, "m") == ["a cat, at dusk", "", "a dog, at dusk"]
     assert [asked(endpoint).count(p) for p in prompts] == [2, 2, 1]
     endpoint.script.clear()
-    assert refine.stored(prompts, refiner, path, "m") == [f"{p}, at dusk" for p in prompts]
+    assert refine.cached(prompts, refiner, path, "m") == [f"{p}, at dusk" for p in prompts]
     assert [asked(endpoint).count(p) for p in prompts] == [2, 3, 1]
 
 
@@ -299,7 +302,7 @@ def test_the_key_is_in_no_message_log_repr_or_answer(endpoint, monkeypatch, capl
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
-            said.append(refine.stored(["a cat"], lambda p: refine.endpoint(p, "m", endpoint.url), tmp_path / "r.jsonl", "m"))
+            said.append(refine.cached(["a cat"], lambda p: refine.endpoint(p, "m", endpoint.url), tmp_path / "r.jsonl", "m"))
         except RuntimeError as error:
             frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if "icthp" in frame.f_code.co_filename]
             said += [str(error), *traceback.format_exception(error), *(repr(frame.f_locals) for frame in frames)]
@@ -361,8 +364,8 @@ def test_a_generation_that_fails_stops_nobody(monkeypatch, tmp_path):
     monkeypatch.setattr(transformers, "pipeline", lambda *_, **__: chatting)
     refiner = lambda prompts: refine.transformers_model(prompts, "a/model")
     with pytest.warns(UserWarning, match=r"2 of 3 prompts got no answer from a/model.*'a cat' \(out of memory\); 'a cow'"):
-        assert refine.stored(["a cat", "a cow", "a dog"], refiner, tmp_path / "r.jsonl", "m") == ["", "", "a dog, at dusk"]
-    assert refine.stored(["a cat"], lambda prompts: [p.upper() for p in prompts], tmp_path / "r.jsonl", "m") == ["A CAT"]
+        assert refine.cached(["a cat", "a cow", "a dog"], refiner, tmp_path / "r.jsonl", "m") == ["", "", "a dog, at dusk"]
+    assert refine.cached(["a cat"], lambda prompts: [p.upper() for p in prompts], tmp_path / "r.jsonl", "m") == ["A CAT"]
 
 
 # ---- what is stored -------------------------------------------------------------------------------------------------
@@ -372,63 +375,63 @@ def test_an_answer_is_asked_for_once(tmp_path):
     calls = []
     refiner = lambda prompts: calls.append(prompts) or [p.upper() for p in prompts]
     path = tmp_path / "new" / "refined.jsonl"
-    assert refine.stored(["b", "a", "b"], refiner, path, "m") == ["B", "A", "B"]
-    assert refine.stored(["a", "c", "b"], refiner, path, "m") == ["A", "C", "B"]
-    assert refine.stored(["é\u2028"], refiner, path, "m") == ["É\u2028"] == refine.stored(["é\u2028"], refiner, path, "m")
+    assert refine.cached(["b", "a", "b"], refiner, path, "m") == ["B", "A", "B"]
+    assert refine.cached(["a", "c", "b"], refiner, path, "m") == ["A", "C", "B"]
+    assert refine.cached(["é\u2028"], refiner, path, "m") == ["É\u2028"] == refine.cached(["é\u2028"], refiner, path, "m")
     assert calls == [["b", "a"], ["c"], ["é\u2028"]]
-    refine.stored(["a"], refiner, path, "another model")
+    refine.cached(["a"], refiner, path, "another model")
     assert calls[-1] == ["a"]
 
 
 def test_a_cut_line_is_asked_again(tmp_path):
     path = tmp_path / "refined.jsonl"
-    refine.stored(["a", "b"], lambda prompts: [p.upper() for p in prompts], path, "m")
+    refine.cached(["a", "b"], lambda prompts: [p.upper() for p in prompts], path, "m")
     path.write_text(path.read_text(encoding="utf-8")[:-9])
     asked = []
-    assert refine.stored(["a", "b"], lambda prompts: [asked.append(p) or p.upper() for p in prompts], path, "m") == ["A", "B"]
-    assert asked == ["b"] and refine.stored(["a", "b"], None, path, "m") == ["A", "B"]
+    assert refine.cached(["a", "b"], lambda prompts: [asked.append(p) or p.upper() for p in prompts], path, "m") == ["A", "B"]
+    assert asked == ["b"] and refine.cached(["a", "b"], None, path, "m") == ["A", "B"]
 
 
 def test_lines_that_are_no_answer_are_asked_again(tmp_path):
     """Among them an empty answer that nobody says was refused, and half a character, which could never be written as text."""
     path, shout = tmp_path / "refined.jsonl", lambda prompts: [p.upper() for p in prompts]
-    refine.stored(["a", "b", "c", "d", "e"], shout, path, "m")
+    refine.cached(["a", "b", "c", "d", "e"], shout, path, "m")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     for row, odd in zip(rows, ["", "A \ud800", 7, None]):
         row["refined"] = odd
     junk = [b"null", b"[]", b"\xff\xfe", b"[" * 10**5, b'{"key": ["x"], "refined": "x"}', b'{"key": ' + b"9" * 5000 + b"}", b"\0" * 99]
     path.write_bytes(b"\n".join([json.dumps(row).encode() for row in rows] + junk))
     asked = []
-    assert refine.stored(list("abcde"), lambda ps: [asked.append(p) or p.upper() for p in ps], path, "m") == list("ABCDE")
-    assert asked == list("abcd") and refine.stored(list("abcde"), None, path, "m") == list("ABCDE")
+    assert refine.cached(list("abcde"), lambda ps: [asked.append(p) or p.upper() for p in ps], path, "m") == list("ABCDE")
+    assert asked == list("abcd") and refine.cached(list("abcde"), None, path, "m") == list("ABCDE")
 
 
 def test_an_answer_that_no_file_can_hold_or_is_empty_is_none(tmp_path):
     answers = iter(["half \ud800", " ", "", refine.Refused(), "good"])
-    assert refine.stored(list("abcde"), lambda prompts: answers, tmp_path / "r.jsonl", "m") == ["", "", "", "", "good"]
-    assert refine.stored(list("de"), None, tmp_path / "r.jsonl", "m") == ["", "good"]
+    assert refine.cached(list("abcde"), lambda prompts: answers, tmp_path / "r.jsonl", "m") == ["", "", "", "", "good"]
+    assert refine.cached(list("de"), None, tmp_path / "r.jsonl", "m") == ["", "good"]
     asked = []
-    refine.stored(list("abcde"), lambda prompts: asked.extend(prompts) or prompts, tmp_path / "r.jsonl", "m")
+    refine.cached(list("abcde"), lambda prompts: asked.extend(prompts) or prompts, tmp_path / "r.jsonl", "m")
     assert asked == list("abc")
 
 
 def test_a_refiner_with_too_few_answers_is_no_refiner(tmp_path):
     with pytest.raises(ValueError, match="the refiner gave 1 answers to 2 prompts: 'b' has none"):
-        refine.stored(["a", "b"], lambda prompts: ["A"], tmp_path / "r.jsonl", "m")
-    assert refine.stored(["a"], None, tmp_path / "r.jsonl", "m") == ["A"]
+        refine.cached(["a", "b"], lambda prompts: ["A"], tmp_path / "r.jsonl", "m")
+    assert refine.cached(["a"], None, tmp_path / "r.jsonl", "m") == ["A"]
 
 
 def test_a_full_disk_costs_the_line_being_written(tmp_path):
     """A limit on the file's size, which a child imposes on itself, falls into a line; with more room only the rest is asked."""
     path, prompts = tmp_path / "refined.jsonl", [f"cat {i}" for i in range(20)]
-    code = ("import resource, sys; from icthp import refine; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); "
-            "refine.stored(sys.argv[2:], lambda ps: (p.upper() for p in ps), sys.argv[1], 'm')")  # fmt: skip
+    code = ("import resource, sys; from icthp.data import refine; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); "
+            "refine.cached(sys.argv[2:], lambda ps: (p.upper() for p in ps), sys.argv[1], 'm')")  # fmt: skip
     child = subprocess.run([sys.executable, "-c", code, path, *prompts], capture_output=True, text=True, timeout=100)
     assert child.returncode == 1 and child.stderr.splitlines()[-1].startswith(f"OSError: {path} could not take another answer")
     whole = [line for line in path.read_text(encoding="utf-8").split("\n") if line.endswith("}")]
     assert path.stat().st_size == 2000 and len(whole) > 10
     asked = []
-    assert refine.stored(prompts, lambda ps: [asked.append(p) or p.upper() for p in ps], path, "m") == [p.upper() for p in prompts]
+    assert refine.cached(prompts, lambda ps: [asked.append(p) or p.upper() for p in ps], path, "m") == [p.upper() for p in prompts]
     assert asked == prompts[len(whole) :]
 
 
@@ -437,16 +440,16 @@ def test_runs_that_append_at_once_do_not_mix_their_lines(tmp_path):
     prompts = {who: [f"{who} {i}" for i in range(100)] for who in ("cat", "dog", "cow")}
     refiner = lambda asked: (p + long for p in asked)
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda who: refine.stored(prompts[who], refiner, path, "m"), prompts))
+        list(pool.map(lambda who: refine.cached(prompts[who], refiner, path, "m"), prompts))
     whole = sum(prompts.values(), [])
-    assert refine.stored(whole, None, path, "m") == [p + long for p in whole]
+    assert refine.cached(whole, None, path, "m") == [p + long for p in whole]
 
 
 def test_kill_9_while_refining(endpoint, tmp_path):
     """A process that is killed between answers: the next one asks for the rest only, and the result is the same."""
     prompts, path = [f"cat {i}" for i in range(12)], tmp_path / "refined.jsonl"
-    code = ("import sys; from icthp import refine; url, path, *prompts = sys.argv[1:]; "
-            "refine.stored(prompts, lambda p: refine.endpoint(p, 'm', url, workers=1), path, 'm')")  # fmt: skip
+    code = ("import sys; from icthp.data import refine; url, path, *prompts = sys.argv[1:]; "
+            "refine.cached(prompts, lambda p: refine.endpoint(p, 'm', url, workers=1), path, 'm')")  # fmt: skip
     endpoint.delay = 0.1
     child = subprocess.Popen([sys.executable, "-c", code, endpoint.url, str(path), *prompts], env=os.environ)
     while not path.exists() or path.read_text(encoding="utf-8").count("dusk") < 3:
@@ -456,7 +459,7 @@ def test_kill_9_while_refining(endpoint, tmp_path):
     paid = path.read_text(encoding="utf-8").count("dusk")
     time.sleep(0.3)
     endpoint.seen.clear()
-    assert refine.stored(prompts, lambda p: refine.endpoint(p, "m", endpoint.url), path, "m") == [f"{p}, at dusk" for p in prompts]
+    assert refine.cached(prompts, lambda p: refine.endpoint(p, "m", endpoint.url), path, "m") == [f"{p}, at dusk" for p in prompts]
     assert 3 <= paid < 12 and sorted(asked(endpoint)) == sorted(prompts[paid:])
 
 
@@ -475,12 +478,12 @@ def test_kill_9_while_refining(endpoint, tmp_path):
     ("кот", "кот at dusk", ""),
 ])  # fmt: skip
 def test_why_a_prompt_is_rejected(easy, refined, reason):
-    assert refine.problem(easy, refined, FITS) == reason
+    assert refine.refinement_error(easy, refined, FITS) == reason
 
 
 def test_one_answer_for_two_prompts_is_a_duplicate():
     easy, refined = ["a cat", "cats", "a cat"], ["a cat sat", "a cat sat", "a cat sat"]
-    assert refine.problems(easy, refined, FITS) == ["", "duplicate", ""]
+    assert refine.refinement_errors(easy, refined, FITS) == ["", "duplicate", ""]
 
 
 @pytest.mark.parametrize(
@@ -488,37 +491,40 @@ def test_one_answer_for_two_prompts_is_a_duplicate():
 )
 def test_what_the_tokenizer_reads_as_one_prompt_is_one_prompt(other):
     tokens = open_clip.tokenizer.SimpleTokenizer()(["a cat & a café", other])
-    assert torch.equal(*tokens) and refine.same_prompt(other) == "a cat & a café"
-    assert refine.problems(["a cat & a café", other], ["at dusk a cat & a café"] * 2, FITS) == ["", ""]
-    assert refine.problems([other, "cats & a café"], ["At Dusk a cat & a café", "at dusk  a cat & a café"], FITS) == ["", "duplicate"]
+    assert torch.equal(*tokens) and same_prompt(other) == "a cat & a café"
+    assert refine.refinement_errors(["a cat & a café", other], ["at dusk a cat & a café"] * 2, FITS) == ["", ""]
+    assert refine.refinement_errors([other, "cats & a café"], ["At Dusk a cat & a café", "at dusk  a cat & a café"], FITS) == [
+        "",
+        "duplicate",
+    ]
 
 
 def test_words_are_read_as_the_tokenizer_reads_them():
     for easy, refined in (("cats &amp; a cafe\u0301", "two cats & a café at dusk"), ("a CAT", "a cat &amp; a dog")):
-        assert refine.problem(easy, refined, FITS) == ""
+        assert refine.refinement_error(easy, refined, FITS) == ""
 
 
 # ---- near misses ----------------------------------------------------------------------------------------------------
 
 
 def test_a_near_miss_changes_one_unit_and_stays_a_sentence(scenes):
-    prompts = microworld.captions(scenes)
-    missed = [refine.near_miss(p, 0, refine.MICROWORLD) for p in prompts]
-    microworld.parse(missed, torch.Generator())
+    prompts = grammar.captions(scenes)
+    missed = [refine.hard_negative(p, 0, CLASSES) for p in prompts]
+    grammar.parse(missed, torch.Generator())
     changed = [sum(a != b for a, b in zip(p.replace("left of", "left-of").split(), m.replace("left of", "left-of").split()))
                for p, m in zip(prompts, missed)]  # fmt: skip
-    assert set(changed) == {1} and missed == [refine.near_miss(p, 0, refine.MICROWORLD) for p in prompts]
-    assert missed != [refine.near_miss(p, 1, refine.MICROWORLD) for p in prompts]
+    assert set(changed) == {1} and missed == [refine.hard_negative(p, 0, CLASSES) for p in prompts]
+    assert missed != [refine.hard_negative(p, 1, CLASSES) for p in prompts]
 
 
 def test_near_misses_of_natural_prompts():
-    seen = {refine.near_miss("Two red cats left of a dog", seed) for seed in range(200)}
+    seen = {refine.hard_negative("Two red cats left of a dog", seed) for seed in range(200)}
     assert {"three red cats left of a dog", "Two blue cats left of a dog", "Two red cats above a dog"} <= seen
-    assert refine.near_miss("a cat left  of a dog", 0) not in ("", "a cat left of a dog")
-    assert "Two red cats left of a dog" not in seen and refine.near_miss("a colourful cat, bored", 0) == ""
+    assert refine.hard_negative("a cat left  of a dog", 0) not in ("", "a cat left of a dog")
+    assert "Two red cats left of a dog" not in seen and refine.hard_negative("a colourful cat, bored", 0) == ""
 
 
 def test_a_near_miss_never_means_the_same():
-    below = {refine.near_miss("a cat below a table", seed) for seed in range(80)}
-    above = {refine.near_miss("a lamp above a desk", seed) for seed in range(80)}
+    below = {refine.hard_negative("a cat below a table", seed) for seed in range(80)}
+    above = {refine.hard_negative("a lamp above a desk", seed) for seed in range(80)}
     assert "a cat under a table" not in below and len(below) == 6 and "a lamp on top of a desk" not in above and len(above) == 6

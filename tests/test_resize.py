@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from icthp import kernels, pictures, recipe
+from icthp import images, kernels, preprocessing
 from icthp.kernels import resize
 
 SHAPES = [((64, 64), 32), ((37, 91), 24), ((200, 50), 32), ((20, 31), 48), ((31, 20), 20), ((24, 24), 24), ((1, 5), 8), ((512, 300), 33)]
@@ -32,7 +32,7 @@ def test_equals_fit_square(band, shape, size, dtype, bound, monkeypatch):
     resize.bands.cache_clear()
     mean, std, pixels = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28), noise(shape, dtype)
     column = lambda v: torch.tensor(v, dtype=dtype)[:, None, None]
-    oracle = lambda x: (pictures.fit_square(x, size) - column(mean)) / column(std)
+    oracle = lambda x: (preprocessing.resize_center_crop(x, size) - column(mean)) / column(std)
     weight = torch.randn(2, 3, size, size, dtype=dtype)
     slow = value_and_gradient(oracle, pixels, weight)
     fast = value_and_gradient(lambda x: kernels.preprocess(x, size, mean, std), pixels, weight)
@@ -52,7 +52,7 @@ def test_bytes_are_resized_as_pillow_does():
     mine = kernels.preprocess(pixels, 40) * 255
     for picture, row in zip(pixels, mine):
         pillow = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize((40, 66), Image.Resampling.BICUBIC)
-        assert (pictures.read(pillow)[:, 13:53] - row).abs().max() <= 1 + 1e-4
+        assert (images.read(pillow)[:, 13:53] - row).abs().max() <= 1 + 1e-4
     assert (kernels.preprocess(pixels.float() / 255, 40) * 255 - mine).abs().max() <= 1.5
 
 
@@ -88,20 +88,20 @@ def test_the_taps_are_torchs_own(filter, n, out):
     """What torch makes of the identity; only the rows that are kept, only the columns that they need."""
     whole = torch.nn.functional.interpolate(torch.eye(n)[None, None], (out, n), mode=filter, antialias=True)[0, 0]
     for start, stop in ((0, out), (out // 3, out - out // 3)):
-        first, matrix = resize.rows(recipe.Axis(n, out, start, stop), filter, torch.float32)
+        first, matrix = resize.rows(preprocessing.Axis(n, out, start, stop), filter, torch.float32)
         assert (matrix - whole[start:stop, first : first + matrix.shape[1]]).abs().max() <= 2e-7
         assert whole[start:stop].abs().sum() == pytest.approx(matrix.abs().sum().item(), rel=1e-5)
-    first, matrix = resize.rows(recipe.Axis(100_000, 22_400_000, 11_200_000, 11_200_224), filter, torch.float32)
+    first, matrix = resize.rows(preprocessing.Axis(100_000, 22_400_000, 11_200_000, 11_200_224), filter, torch.float32)
     assert matrix.shape[1] < 16 and (matrix.sum(1) - 1).abs().max() < 1e-4 and first > 49_000
 
 
 RECIPES = [
-    recipe.Recipe((24, 40), "squash", "bilinear"),
-    recipe.Recipe((24, 40), "longest", fill=0.3),
-    recipe.Recipe((40, 24), "longest", "bilinear", 1.0, clipped=False),
-    recipe.Recipe((24, 24), resize=(30, 30)),
-    recipe.Recipe((32, 32), "none", like="transformers"),
-    recipe.Recipe((30, 20), "shortest"),
+    preprocessing.Preprocessing((24, 40), "squash", "bilinear"),
+    preprocessing.Preprocessing((24, 40), "longest", fill=0.3),
+    preprocessing.Preprocessing((40, 24), "longest", "bilinear", 1.0, clipped=False),
+    preprocessing.Preprocessing((24, 24), resize=(30, 30)),
+    preprocessing.Preprocessing((32, 32), "none", like="transformers"),
+    preprocessing.Preprocessing((30, 20), "shortest"),
 ]
 
 
@@ -111,7 +111,7 @@ RECIPES = [
 def test_every_recipe_equals_its_slow_twin(own, shape, dtype, bound):
     wide = torch.float32 if dtype == torch.bfloat16 else dtype
     pixels, weight = noise(shape, wide), torch.randn(2, 3, *own.size, generator=torch.Generator().manual_seed(0), dtype=wide)
-    exact = value_and_gradient(lambda x: recipe.fit(x, own), pixels, weight)
+    exact = value_and_gradient(lambda x: preprocessing.resize_center_crop(x, own), pixels, weight)
     fast = value_and_gradient(lambda x: kernels.preprocess(x, own).to(wide), pixels.to(dtype), weight)
     assert fast[0].shape[-2:] == own.size
     assert (fast[0] - exact[0]).abs().max() <= bound
@@ -125,6 +125,6 @@ def test_the_order_of_directions_is_pillows(filter):
     random, sides = np.random.default_rng(0), (40, 60, 90, 130, 200)
     for h, w, high, wide in itertools.product(sides, sides, (30, 50, 120), (30, 50, 120)):
         image = Image.fromarray(random.integers(0, 256, (h, w, 3), dtype=np.uint8))
-        first = recipe.plan(recipe.Recipe((high, wide), "squash"), h, w).order[0]
+        first = preprocessing.plan(preprocessing.Preprocessing((high, wide), "squash"), h, w).order[0]
         steps = image.resize((w, high) if first == 0 else (wide, h), filter).resize((wide, high), filter)
         assert np.array_equal(np.asarray(steps), np.asarray(image.resize((wide, high), filter))), (h, w, high, wide)

@@ -4,7 +4,7 @@ import mistune
 import pytest
 from huggingface_hub import ModelCard
 
-from icthp import share
+from icthp.scorers import hub
 
 MEASURED = {"acc": 0.61, "acc_low": 0.5, "acc_high": 0.7, "acc_n": 90, "loss": 0.2}
 HOSTILE = [
@@ -16,7 +16,7 @@ show = mistune.create_markdown(escape=False, plugins=["table", "strikethrough"])
 
 
 def written(folder, name="ict", scale="micro", facts=None, metrics=MEASURED, **data):
-    share.write_card(folder, name, scale, facts or {"steps": 9, "near_lambda": "0.5"}, metrics, **data)
+    hub.write_model_card(folder, name, scale, facts or {"steps": 9, "near_lambda": "0.5"}, metrics, **data)
     return ModelCard.load(folder / "README.md")
 
 
@@ -46,7 +46,7 @@ def test_any_text_is_shown_and_nothing_else(tmp_path, text):
 
 
 def test_a_folder_with_an_unreadable_card_is_read_and_saved(tmp_path):
-    class Scorer(share.Shared):
+    class Scorer(hub.HubMixin):
         pass
 
     for contents in (b"---\nlicense: [\n---\ntext", b"---\n- a list\n---\n", b"caf\xe9", b""):

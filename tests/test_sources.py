@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from conftest import ROOT
-from icthp import gallery, pictures, scores, sources
+from icthp import images
+from icthp.data import sources
+from icthp.evaluation import gallery
+from icthp.scorers import loading
 
 
 @pytest.fixture
@@ -29,7 +32,7 @@ def dataset(tmp_path):
 
 
 def png(value=0):
-    return pictures.encode(torch.full((1, 3, 9, 9), value / 255))[0]["bytes"]
+    return images.encode(torch.full((1, 3, 9, 9), value / 255))[0]["bytes"]
 
 
 def test_a_row_may_name_only_files_of_its_own_data_set(dataset, tmp_path):
@@ -41,7 +44,7 @@ def test_a_row_may_name_only_files_of_its_own_data_set(dataset, tmp_path):
     names = [str(tmp_path / "private.png"), "../private.png", "link.png", "/etc/passwd", "own.png", str(tmp_path / "set/own.png")]
     folder = dataset([{"bytes": None, "path": name} for name in names])
     table = gallery.read(f"dataset:{folder}:train", tmp_path / "out")
-    table = gallery.score({"jpeg": scores.load("jpeg")}, table, tmp_path / "store")
+    table = gallery.score({"jpeg": loading.load("jpeg")}, table, tmp_path / "store")
     assert table.jpeg.notna().tolist() == [False] * 4 + [True] * 2 and table.error[:4].str.contains("outside the data set").all()
     copied = [f.read_bytes() for f in (tmp_path / "out/pictures").iterdir()]
     assert len(copied) == 2 and set(copied) == {png(5)}
@@ -60,7 +63,7 @@ def test_an_imagefolder_with_a_link_out_of_it(tmp_path):
 def test_a_row_without_a_picture_is_listed(dataset, tmp_path, bad):
     good = {"bytes": png(), "path": None}
     table = gallery.read(f"dataset:{dataset([good, bad, good])}:train", tmp_path / "out")
-    jpeg = {"jpeg": scores.load("jpeg")}
+    jpeg = {"jpeg": loading.load("jpeg")}
     table = gallery.score(jpeg, table, tmp_path / "store")
     assert table.jpeg.notna().tolist() == table.error.isna().tolist() == [True, False, True]
     assert "not scored or not by all: 1" in gallery.account(jpeg, table)[0]
@@ -75,7 +78,7 @@ def test_a_split_as_datasets_writes_it(dataset, tmp_path, split, count):
 def test_a_local_data_set_leaves_nothing_in_the_home_folder(dataset, tmp_path):
     folder = dataset([{"bytes": png(), "path": None}])
     (tmp_path / "home").mkdir()
-    code = f"from icthp import gallery; print(len(gallery.read('dataset:{folder}:train', '{tmp_path}/out')))"
+    code = f"from icthp.evaluation import gallery; print(len(gallery.read('dataset:{folder}:train', '{tmp_path}/out')))"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))}
     environment |= {"HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT / "lib"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)

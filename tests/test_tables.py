@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from icthp import geneval, pictures, tables, votes
+from icthp import images, tables
+from icthp.evaluation import geneval, human_votes
 
 TEXTS = ["None", "NA", "null", "nan", "1984", "007", "True", "1e5", "2019-01-01", "-", " "]
 TEXTS += ['a, "b"\nc', "x\u2028y\u0085z", "\U0001f600 café"]
@@ -24,14 +25,14 @@ def saved(folder, suffix, frame):
 @pytest.mark.parametrize("suffix", tables.TABLES)
 def test_texts_come_back_as_they_were_and_empty_cells_as_missing(tmp_path, suffix):
     frame = pd.DataFrame({"image": "a.png", "prompt": [*TEXTS, None, ""]}, dtype=object)
-    table = pictures.read_table(saved(tmp_path, suffix, frame))
+    table = images.read_table(saved(tmp_path, suffix, frame))
     assert table.prompt.tolist() == [*TEXTS, None, None] and set(table.image) == {str(tmp_path / "a.png")}
 
 
 @pytest.mark.parametrize("suffix", tables.TABLES)
 def test_votes_have_texts_for_axes_and_numbers_for_values(tmp_path, suffix):
     frame = pd.DataFrame({"prompt": ["1984", "NA"], "image": ["007.png", "null"], "axis": ["None", "1"], "value": [3, 0.5]})
-    table = votes.read(str(saved(tmp_path, suffix, frame)))
+    table = human_votes.read(str(saved(tmp_path, suffix, frame)))
     assert table.prompt.tolist() == ["1984", "NA"] and table.axis.tolist() == ["None", "1"]
     assert table.value.dtype == np.float64 and table.value.tolist() == [3, 0.5]
     assert table.image.tolist() == [str(tmp_path / name) for name in ("007.png", "null")]
@@ -40,7 +41,7 @@ def test_votes_have_texts_for_axes_and_numbers_for_values(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", tables.TABLES)
 def test_levels_are_read_in_the_same_way(tmp_path, suffix):
     frame = pd.DataFrame({"prompt": ["null"], "I1": ["1"], "I2": ["NA"]})
-    table = pictures.read_levels(saved(tmp_path, suffix, frame), ["I1", "I2"])
+    table = images.read_levels(saved(tmp_path, suffix, frame), ["I1", "I2"])
     assert table.loc[0].tolist() == ["null", str(tmp_path / "1"), str(tmp_path / "NA")]
 
 
@@ -48,7 +49,7 @@ def test_a_csv_as_spreadsheets_save_it(tmp_path):
     """A byte order mark, CRLF, blank lines, quoted separators and line ends, a column without a name, an upper-case suffix."""
     text = '\ufeff,image,prompt\r\n0,a.png,"a cat, ""sitting""\r\nhere"\r\n\r\n1,b.png,6" tall\r\n2,c.png,\r\n'
     (tmp_path / "T.CSV").write_bytes(text.encode())
-    table = pictures.read_table(tmp_path / "T.CSV")
+    table = images.read_table(tmp_path / "T.CSV")
     assert table.prompt.tolist() == ['a cat, "sitting"\r\nhere', '6" tall', None] and table["Unnamed: 0"].tolist() == ["0", "1", "2"]
 
 
@@ -85,7 +86,7 @@ BAD = {
 def test_what_is_wrong_is_said_in_one_sentence_with_the_file(tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError) as caught:
-        pictures.read_table(tmp_path / name)
+        images.read_table(tmp_path / name)
     said = str(caught.value)
     assert said.startswith(str(tmp_path / name)) and says in said and "\n" not in said
 
@@ -93,9 +94,9 @@ def test_what_is_wrong_is_said_in_one_sentence_with_the_file(tmp_path, name, con
 def test_a_prompt_of_a_parquet_table_must_be_text(tmp_path):
     pd.DataFrame({"image": ["a.png"], "prompt": [1984]}).to_parquet(tmp_path / "t.parquet")
     with pytest.raises(ValueError, match="t.parquet: column `prompt`, row 0 is 1984, which is no text"):
-        pictures.read_table(tmp_path / "t.parquet")
+        images.read_table(tmp_path / "t.parquet")
     pd.DataFrame({"image": ["a.png"], "prompt": pd.Categorical(["7"]), "n": [3], "list": [[1, 2]]}).to_parquet(tmp_path / "t.parquet")
-    table = pictures.read_table(tmp_path / "t.parquet")
+    table = images.read_table(tmp_path / "t.parquet")
     assert table.prompt.tolist() == ["7"] and table.n.dtype == np.int64
 
 
@@ -103,16 +104,16 @@ def test_a_prompt_of_a_parquet_table_must_be_text(tmp_path):
 def test_a_value_that_is_no_number_is_named(tmp_path, value):
     (tmp_path / "v.csv").write_text(f'prompt,image,axis,value\np,a.png,x,1\np,b.png,x,"{value}"\n', encoding="utf-8")
     with pytest.raises(ValueError, match=f"v.csv: column `value`, row 1 is '{value}', which is no number"):
-        votes.read(str(tmp_path / "v.csv"))
+        human_votes.read(str(tmp_path / "v.csv"))
 
 
 def test_an_empty_value_is_missing_and_an_empty_axis_is_refused(tmp_path):
     (tmp_path / "v.csv").write_text("prompt,image,axis,value\np,a.png,x,\np,b.png,x,1e-2\n", encoding="utf-8")
-    values = votes.read(str(tmp_path / "v.csv")).value
+    values = human_votes.read(str(tmp_path / "v.csv")).value
     assert math.isnan(values[0]) and values[1] == 0.01
     (tmp_path / "v.csv").write_text("prompt,image,axis,value\np,a.png,,1\n", encoding="utf-8")
     with pytest.raises(ValueError, match="column `axis` is empty in row 0"):
-        votes.read(str(tmp_path / "v.csv"))
+        human_votes.read(str(tmp_path / "v.csv"))
 
 
 # ---- lines, GenEval's jsonl, csv for people, lists -------------------------------------------------------------------

@@ -22,7 +22,11 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPImageProcessor
 
-from icthp import kernels, losses, pick_high, scores, share, train
+from icthp import kernels, losses, train
+from icthp.data.triplets import Triplets, write_triplets
+from icthp.scorers import hub, loading
+from icthp.scorers.clip import save_clip
+from icthp.scorers.hp import HpScorer, make_head
 from test_losses import triplets
 
 SHORT = {"steps": 2, "batch": 4, "lr": 1e-3, "warmup": 0, "validation": 0.2, "validate_every": 1}
@@ -33,8 +37,8 @@ SHORT = {"steps": 2, "batch": 4, "lr": 1e-3, "warmup": 0, "validation": 0.2, "va
     {"fix_rate": 0.5}, {"ema": 0.9, "accumulate": 2}, {"validation": 0.0, "cache": False}])  # fmt: skip
 def test_ict_learns_and_loads(triplets_folder, clip_folder, tmp_path, options):
     history = train.ict(out=tmp_path, triplets=triplets_folder, clip=f"local-dir:{clip_folder}", **SHORT | options)
-    scorer, base = (scores.load("ict", f"local-dir:{folder}") for folder in (tmp_path, clip_folder))
-    test = pick_high.Triplets(triplets_folder, "test", scorer.size)
+    scorer, base = (loading.load("ict", f"local-dir:{folder}") for folder in (tmp_path, clip_folder))
+    test = Triplets(triplets_folder, "test", scorer.size)
     assert scorer.score(test.pixels([0])[:, 0], [test.texts["easy"][0]] * 3).isfinite().all()
     moved = {k for k, v in scorer.state_dict().items() if not torch.equal(v, base.state_dict()[k])}
     assert moved and len(history) == 2 and list(pd.read_parquet(tmp_path / "history.parquet").step) == [0, 1]
@@ -49,7 +53,7 @@ def test_ict_learns_and_loads(triplets_folder, clip_folder, tmp_path, options):
 def test_hp_learns_and_loads(triplets_folder, clip_folder, tmp_path, options):
     source = f"local-dir:{clip_folder}"
     train.hp(out=tmp_path, triplets=triplets_folder, clip=source, ict=source, **SHORT | options)
-    scorer, base = scores.load("hp", str(tmp_path)), scores.load("clip", source)
+    scorer, base = loading.load("hp", str(tmp_path)), loading.load("clip", source)
     values = scorer.score(torch.rand(3, 3, 64, 64))
     assert ((0 < values) & (values < 1)).all() and scorer.config["outputs"] == (2 if options.get("objective") == "uncertain" else 1)
     moved = {k for k, v in scorer.clip.state_dict().items() if not torch.equal(v, base.state_dict()[k])}
@@ -76,32 +80,31 @@ def test_bad_options_are_named(triplets_folder, clip_folder, tmp_path):
 
 
 def test_near_misses_that_are_not_there(triplets_folder, clip_folder, tmp_path, monkeypatch):
-    own = train.pick_high.Triplets.__init__
-    monkeypatch.setattr(train.pick_high.Triplets, "__init__", lambda t, *a: (own(t, *a), t.texts.update(near=[None] * len(t)))[0])
+    own = Triplets.__init__
+    monkeypatch.setattr(Triplets, "__init__", lambda t, *a: (own(t, *a), t.texts.update(near=[None] * len(t)))[0])
     with pytest.raises(ValueError, match="knows no near misses"):
         train.ict(out=tmp_path, triplets=triplets_folder, clip=f"local-dir:{clip_folder}", near_lambda=0.5, **SHORT)
 
 
 def test_the_scalars_are_those_of_this_ict(triplets_folder, clip_folder, tmp_path):
     """A killed run's scalars are not another ICT's."""
-    from icthp import hub, scores
 
-    set_ = train.pick_high.Triplets(triplets_folder, "train", 64)
+    set_ = Triplets(triplets_folder, "train", 64)
     one = train._ict_scalars(f"local-dir:{clip_folder}", set_, tmp_path, "cpu")
-    scorer = scores.load("clip", f"local-dir:{clip_folder}")
+    scorer = loading.load("clip", f"local-dir:{clip_folder}")
     torch.nn.init.normal_(scorer.model.text_projection)
-    hub.save_clip(scorer.model, scorer.tokenizer, scorer.architecture, tmp_path / "other", torch.float32)
+    save_clip(scorer.model, scorer.tokenizer, scorer.architecture, tmp_path / "other", torch.float32)
     two = train._ict_scalars(f"local-dir:{tmp_path / 'other'}", set_, tmp_path, "cpu")
     assert not torch.allclose(one, two) and torch.equal(one, train._ict_scalars(f"local-dir:{clip_folder}", set_, tmp_path, "cpu"))
 
 
 def test_the_reward_learns_the_order(triplets_folder, clip_folder, tmp_path):
     """Fitted to 24 triplets, HP orders I3 above I2 in nearly all of them, the same HP after one step of no size in fewer."""
-    fitted, right = pick_high.Triplets(triplets_folder, "train", 64), {}
+    fitted, right = Triplets(triplets_folder, "train", 64), {}
     for lr in (0.0, 1e-3):
         options = SHORT | {"steps": 60 if lr else 1, "batch": 12, "validation": 0.0, "lr": lr}
         train.hp(out=tmp_path / str(lr), triplets=triplets_folder, clip=f"local-dir:{clip_folder}", **options)
-        values = torch.stack([scores.load("hp", str(tmp_path / str(lr))).score(p) for p in fitted.pixels(range(24))], 1)
+        values = torch.stack([loading.load("hp", str(tmp_path / str(lr))).score(p) for p in fitted.pixels(range(24))], 1)
         right[lr] = (values[:, 2] > values[:, 1]).double().mean()
     assert right[1e-3] > 0.9 > right[0.0]
 
@@ -134,7 +137,7 @@ def test_every_option_reaches_the_loss(first_loss, clip_folder):
 
 
 def test_the_first_loss_is_the_oracles(first_loss, triplets_folder, clip_folder):
-    clip, triplets_ = scores.load("clip", f"local-dir:{clip_folder}"), pick_high.Triplets(triplets_folder, "train", 64)
+    clip, triplets_ = loading.load("clip", f"local-dir:{clip_folder}"), Triplets(triplets_folder, "train", 64)
     with torch.no_grad():
         v = clip.image_features(triplets_.pixels(range(24)).flatten(0, 1)).unflatten(0, (3, -1))
         easy, refined = (clip.text_features(triplets_.texts[kind]) for kind in ("easy", "refined"))
@@ -177,7 +180,7 @@ def test_step_flops_at_the_papers_size():
     """ViT-H/14 on the meta device, GFLOP a triplet: ICT without HP's tower; HP with cached ICT scalars, in parity mode (embeddings train,
     so the backward pass crosses the frozen half) and with the embeddings frozen too."""
     with torch.device("meta"):
-        clip, head = open_clip.CLIP(**open_clip.get_model_config("ViT-H-14")), scores.head(1024, "released")
+        clip, head = open_clip.CLIP(**open_clip.get_model_config("ViT-H-14")), make_head(1024, "released")
         pixels, words, labels = torch.empty(6, 3, 224, 224), torch.zeros(4, 77, dtype=torch.long), torch.empty(2, 3)
 
     def ict():
@@ -197,12 +200,12 @@ def test_step_flops_at_the_papers_size():
 
 
 def test_cached_pictures_are_the_decoded_ones(triplets_folder, tmp_path):
-    plain, cached = (pick_high.Triplets(triplets_folder, "train", 48) for _ in range(2))
+    plain, cached = (Triplets(triplets_folder, "train", 48) for _ in range(2))
     assert (cached.cache(tmp_path).pixels([3, 0]) - plain.pixels([3, 0])).abs().max() <= 0.5 / 255 + 1e-6
     stamp = [p.stat().st_mtime_ns for p in tmp_path.iterdir()]
-    pick_high.Triplets(triplets_folder, "train", 48).cache(tmp_path)
+    Triplets(triplets_folder, "train", 48).cache(tmp_path)
     assert [p.stat().st_mtime_ns for p in tmp_path.iterdir()] == stamp and len(stamp) == 1
-    pick_high.Triplets(triplets_folder, "test", 48).cache(tmp_path)  # other pictures, another file
+    Triplets(triplets_folder, "test", 48).cache(tmp_path)  # other pictures, another file
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -213,8 +216,8 @@ def test_loader_is_twenty_times_the_released_one(tmp_path):
     Image.fromarray(large).save(buffer := io.BytesIO(), "PNG")
     row = {f"image_{i}": {"bytes": buffer.getvalue(), "path": None} for i in (1, 2, 3)} | {"easy_prompt": "a", "refined_prompt": "b"}
     row |= {"E1": 0.5, "E2": 0.5, "R1": 0.5, "R2": 0.5, "seed": 0, "split": "train", "source_1": "", "source_2": "", "source_3": ""}
-    pick_high.write([row | {"prompt_id": i} for i in range(4)], tmp_path, "train")
-    stored, processor = pick_high.Triplets(tmp_path, "train", 224).cache(tmp_path / "store"), CLIPImageProcessor()
+    write_triplets([row | {"prompt_id": i} for i in range(4)], tmp_path, "train")
+    stored, processor = Triplets(tmp_path, "train", 224).cache(tmp_path / "store"), CLIPImageProcessor()
 
     def seconds(load, times):
         load()
@@ -233,16 +236,16 @@ def test_loader_is_twenty_times_the_released_one(tmp_path):
 KILLED = """
 import os, sys
 import torch
-from icthp import loop, train
+from icthp import train, trainer
 out, triplets, clip = sys.argv[1:4]
 recipe = dict(steps=9, batch=4, lr=1e-3, warmup=2, validation=0.2, validate_every=2, ema=0.9, save_every=2)
-rate = loop.learning_rate
+rate = trainer.learning_rate
 torch.set_num_threads(1)
 for name, die_at in (pair.split("=") for pair in sys.argv[4:]):
     if os.fork():  # the parent has imported everything and computed nothing
         print(os.WTERMSIG(os.wait()[1]))
         continue
-    loop.learning_rate = lambda step, **kw: os.kill(os.getpid(), 9) if step == int(die_at) else rate(step, **kw)
+    trainer.learning_rate = lambda step, **kw: os.kill(os.getpid(), 9) if step == int(die_at) else rate(step, **kw)
     train.ict(out=f"{out}/{name}", triplets=triplets, clip="local-dir:" + clip, **recipe)
     os._exit(0)
 """
@@ -383,18 +386,18 @@ def pushed(monkeypatch):
 @pytest.mark.parametrize("name", ["ict", "hp"])
 def test_a_pushed_scorer_is_the_saved_one(pushed, clip_folder, tmp_path, name):
     """The whole folder, card included, goes to the Hub in one commit, and what arrives loads and scores alike."""
-    clip = scores.load("clip", f"local-dir:{clip_folder}")
+    clip = loading.load("clip", f"local-dir:{clip_folder}")
     config = {"width": 16, "variant": "paper", "outputs": 1}
-    scorer = clip if name == "ict" else scores.HpScorer(clip, scores.head(**config), config).eval()
+    scorer = clip if name == "ict" else HpScorer(clip, make_head(**config), config).eval()
     scorer.save_pretrained(tmp_path / "saved")
     measured = {"ict_i2_i1_acc": 0.61, "ict_i2_i1_acc_low": 0.5, "ict_i2_i1_acc_high": 0.7, "ict_i2_i1_acc_n": 90, "final_loss": 0.2}
-    share.write_card(tmp_path / "saved", name, "micro", {"steps": 9, "variant": "paper"}, measured)
+    hub.write_model_card(tmp_path / "saved", name, "micro", {"steps": 9, "variant": "paper"}, measured)
     source = f"local-dir:{tmp_path / 'saved'}" if name == "ict" else str(tmp_path / "saved")
-    scores.load(name, source).push_to_hub("me/ict", token="hf_test")
+    loading.load(name, source).push_to_hub("me/ict", token="hf_test")
     for path, contents in pushed.items():
         (tmp_path / "arrived" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "arrived" / path).write_bytes(contents)
-    again = scores.load(name, source.replace("saved", "arrived"))
+    again = loading.load(name, source.replace("saved", "arrived"))
     pixels = torch.rand(2, 3, 64, 64)
     assert torch.equal(again.score(pixels, ["a", "b"]), scorer.score(pixels, ["a", "b"]))
     card = (tmp_path / "arrived/README.md").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from icthp import votes
+from icthp.evaluation import human_votes
 
 SDV2 = """HITId,Input.index,Input.prompt_id,Input.image_id,Input.image_url,Input.caption,Input.object_0_name,Input.object_1_name,Input.object_0_name_plural,Input.object_1_name_plural,Input.exclude,Answer.ee,Answer.task-color-0,Answer.task-color-1,Answer.task-count-0,Answer.task-count-1,Answer.task-objects,Answer.task-position-x,Answer.task-position-y,Answer.task-quality,Answer.task-real-0,Answer.task-real-1
 A,0_1,0,1,https://x.org/images/sdv2/00000/samples/00001.png,a photo of a white bear,bear,,bears,,"object-1,position",80.1,black|white,,1,,bear,,,4,3.0,
@@ -41,7 +41,7 @@ def geneval(folder):
 
 def test_flickr8k_has_every_judgement_but_of_own_captions(tmp_path):
     flickr8k(tmp_path)
-    table = votes.read(f"flickr8k:{tmp_path}")
+    table = human_votes.read(f"flickr8k:{tmp_path}")
     assert sorted(zip(table.image.str[-5:], table.prompt, table.value)) == sorted(
         [("a.jpg", 'Two "men" talk .', v) for v in (1, 2, 1)] + [("c.jpg", "A dog runs .", v) for v in (3, 2, 1)]
     )
@@ -50,21 +50,21 @@ def test_flickr8k_has_every_judgement_but_of_own_captions(tmp_path):
 
 def test_agiqa3k_has_two_axes(tmp_path):
     agiqa3k(tmp_path)
-    table = votes.read(f"agiqa3k:{tmp_path}")
+    table = human_votes.read(f"agiqa3k:{tmp_path}")
     assert table.axis.tolist() == ["quality"] * 2 + ["alignment"] * 2 and table.value.tolist() == [2.5, 1, 3.25, 4]
     assert table.prompt[0] == "a cat, sitting" and table.image[0] == str(tmp_path / "x_000.jpg")
 
 
 def test_imagereward_ranks_become_values(tmp_path):
     imagereward(tmp_path)
-    table = votes.read(f"imagereward:{tmp_path}")
+    table = human_votes.read(f"imagereward:{tmp_path}")
     assert table.value.tolist() == [-1, -3] and table.image[1] == str(tmp_path / "p/2.webp") and set(table.prompt) == {"a cola"}
 
 
 def test_geneval_averages_its_people(tmp_path):
     """One of two people sees white; three cows were asked for and two counted."""
     geneval(tmp_path)
-    table = votes.read(f"geneval:{tmp_path}").pivot(index="image", columns="axis", values="value")
+    table = human_votes.read(f"geneval:{tmp_path}").pivot(index="image", columns="axis", values="value")
     assert table.index.tolist() == [str(tmp_path / f"sdv2/0000{i}/samples/0000{1 - i}.png") for i in (0, 1)]
     assert table.quality.tolist() == [3.5, 1] and table.realism.tolist() == [2.5, 1] and table.alignment.tolist() == [0.75, 0]
 
@@ -72,15 +72,15 @@ def test_geneval_averages_its_people(tmp_path):
 def test_a_table_of_ones_own(tmp_path):
     table = pd.DataFrame({"prompt": ["a", "a"], "image": ["1.png", "2.png"], "axis": "beauty", "value": [1, 2], "more": 0})
     table.to_csv(tmp_path / "votes.csv", index=False)
-    assert votes.read(str(tmp_path / "votes.csv")).image.tolist() == [str(tmp_path / "1.png"), str(tmp_path / "2.png")]
+    assert human_votes.read(str(tmp_path / "votes.csv")).image.tolist() == [str(tmp_path / "1.png"), str(tmp_path / "2.png")]
     table.drop(columns="axis").to_csv(tmp_path / "bad.csv", index=False)
     with pytest.raises(ValueError, match=r"bad.csv has no column `axis`; it has prompt, image"):
-        votes.read(str(tmp_path / "bad.csv"))
+        human_votes.read(str(tmp_path / "bad.csv"))
     with pytest.raises(ValueError, match="no set of votes agiqa4k: it is one of flickr8k, agiqa3k"):
-        votes.read("agiqa4k:/somewhere")
-    for name in votes.READERS:
+        human_votes.read("agiqa4k:/somewhere")
+    for name in human_votes.READERS:
         with pytest.raises(FileNotFoundError, match="is missing: it is a file of the published set"):
-            votes.read(f"{name}:{tmp_path}")
+            human_votes.read(f"{name}:{tmp_path}")
 
 
 ODD = ["None", "NA", "1984", "007", "a\u2028b", "café \U0001f600"]
@@ -92,17 +92,17 @@ def test_prompts_of_published_sets_are_texts(tmp_path):
     (tmp_path / "Flickr8k.token.txt").write_bytes(("\ufeff" + "".join(lines)).encode())
     judged = "".join(f"007\tp.jpg#{i}\t1\t2\t4\n" for i in range(len(ODD)))
     (tmp_path / "ExpertAnnotations.txt").write_text(judged, encoding="utf-8")
-    table = votes.read(f"flickr8k:{tmp_path}")
+    table = human_votes.read(f"flickr8k:{tmp_path}")
     assert sorted(set(table.prompt)) == sorted(ODD) and len(table) == 3 * len(ODD) and table.image[0].endswith("/007")
 
     rows = "".join(f"007,{prompt},4,5.5\r\n" for prompt in ODD)
     (tmp_path / "data.csv").write_bytes(f"\ufeffname,prompt,mos_quality,mos_align\r\n{rows}".encode())
-    table = votes.read(f"agiqa3k:{tmp_path}")
+    table = human_votes.read(f"agiqa3k:{tmp_path}")
     assert table.prompt.tolist() == ODD * 2 and table.image[0].endswith("/007") and table.value.tolist() == [4] * 6 + [5.5] * 6
 
     asked = [{"prompt": prompt, "generations": ["1984"], "ranking": [1]} for prompt in ODD]
     (tmp_path / "test.json").write_text(json.dumps(asked, ensure_ascii=False), encoding="utf-8-sig")
-    table = votes.read(f"imagereward:{tmp_path}")
+    table = human_votes.read(f"imagereward:{tmp_path}")
     assert table.prompt.tolist() == ODD and table.image[0].endswith("/1984")
 
     geneval(tmp_path)
@@ -111,7 +111,7 @@ def test_prompts_of_published_sets_are_texts(tmp_path):
     (tmp_path / "geneval_metadata.jsonl").write_text(
         "".join(json.dumps(r | {"prompt": "a\u2028b"}, ensure_ascii=False) + "\n" for r in ASKED), "utf-8"
     )
-    table = votes.read(f"geneval:{tmp_path}").pivot(index=["image", "prompt"], columns="axis", values="value").reset_index()
+    table = human_votes.read(f"geneval:{tmp_path}").pivot(index=["image", "prompt"], columns="axis", values="value").reset_index()
     assert table.prompt.tolist() == ["NA", "a photo of three cows"] and table.alignment.tolist() == [0.5, 0]
 
 
@@ -147,7 +147,7 @@ def test_a_published_set_that_is_not_as_published_is_named(tmp_path, name, file,
     globals()[name](tmp_path)
     (tmp_path / file).write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=says):
-        votes.read(f"{name}:{tmp_path}")
+        human_votes.read(f"{name}:{tmp_path}")
 
 
 def test_agreement_closed_forms():
@@ -161,7 +161,7 @@ def test_agreement_closed_forms():
         }
     )
     table["value"] += np.repeat(np.arange(20) * 10, 4)
-    found = lambda score: votes.agreement(table.assign(score=score)).set_index("measure")["mean"]
+    found = lambda score: human_votes.agreement(table.assign(score=score)).set_index("measure")["mean"]
     right, wrong, flat = found(table.value**3), found(-table.value), found(1.0)
     assert right.pairs == 1 and right.spearman == pytest.approx(1) and wrong.pairs == 0 and wrong.spearman == pytest.approx(-1)
     assert flat.pairs == 0.5
@@ -173,9 +173,9 @@ def test_a_picture_is_no_pair_with_itself():
     """Three judges each for three pictures; a score that orders the pictures as their means do is always right."""
     table = pd.DataFrame({"prompt": "p", "image": np.repeat(["a", "b", "c"], 3), "axis": "x", "value": [1, 2, 1, 2, 3, 2, 4, 3, 4]})
     table = pd.concat([table, table.assign(prompt="q")]).assign(score=lambda t: t.image.map({"a": 0.1, "b": 0.2, "c": 0.3}))
-    assert votes.agreement(table).set_index("measure")["mean"].pairs == 1
+    assert human_votes.agreement(table).set_index("measure")["mean"].pairs == 1
     with pytest.raises(ValueError, match="no picture has both"):
-        votes.agreement(table.assign(score=np.nan))
+        human_votes.agreement(table.assign(score=np.nan))
 
 
 def test_agreement_covers_the_truth():
@@ -192,6 +192,6 @@ def test_agreement_covers_the_truth():
                 "score": value + rng.normal(size=160),
             }
         )
-        row = votes.agreement(table, seed=i, resamples=60).set_index("measure").loc["pairs"]
+        row = human_votes.agreement(table, seed=i, resamples=60).set_index("measure").loc["pairs"]
         inside += row.low <= stats.norm.cdf(1 / 2**0.5) <= row.high
     assert inside >= 33 and row.n == 80

@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, CLIPConfig, CLIPModel
 
 from conftest import ROOT
-from icthp import scores, weights
-from icthp.detector import Detector
-from icthp.pictures import fit_square
+from icthp import preprocessing
+from icthp.microworld import detector
+from icthp.scorers import aesthetic, checkpoints, loading, states
+from icthp.scorers.clip import ClipScorer
+from icthp.scorers.hp import HpScorer, make_head
 
 PROMPTS = ["a red circle", "two blue stars above a green heart", "a red circle"]
 
@@ -43,7 +45,7 @@ def publishers(model, images, scaled=False):
     ids = open_clip.SimpleTokenizer(context_length=24)(PROMPTS)
     mean, std = (torch.tensor(v)[:, None, None] for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
     with torch.no_grad():
-        out = model(input_ids=ids, pixel_values=(fit_square(images, 32) - mean) / std)
+        out = model(input_ids=ids, pixel_values=(preprocessing.resize_center_crop(images, 32) - mean) / std)
     return (out.image_embeds * out.text_embeds).sum(-1) * (model.logit_scale.exp() if scaled else 1)
 
 
@@ -55,7 +57,7 @@ def test_pickscores_layout(clip_model, images, tmp_path, safe):
         (tmp_path / "model.safetensors").unlink()
         old = clip_model.state_dict() | {"text_model.embeddings.position_ids": torch.arange(24)[None]}  # of older versions
         torch.save(old, tmp_path / "pytorch_model.bin")
-    scorer = scores.load("pickscore", f"local-dir:{tmp_path}")
+    scorer = loading.load("pickscore", f"local-dir:{tmp_path}")
     torch.testing.assert_close(scorer.score(images, PROMPTS), publishers(clip_model, images, scaled=True), rtol=1e-4, atol=1e-4)
     pixels = images.clone().requires_grad_(True)
     scorer.score(pixels, PROMPTS).sum().backward()
@@ -69,33 +71,33 @@ def test_the_released_ict_and_hp(clip_model, images, tmp_path):
     for folder in ("ICT", "HP/hp_backbone"):
         torch.save(clip_model.state_dict(), tmp_path / folder / "pytorch_model.bin")
         clip_model.config.save_pretrained(tmp_path / folder)
-    released = scores.head(24, "released")
+    released = make_head(24, "released")
     for p in released.parameters():
         torch.nn.init.normal_(p, std=0.3)
     torch.save({f"layers.{k}": v for k, v in released.state_dict().items()}, tmp_path / "HP/hp_scorer/mlp_pytorch_model.bin")
-    ict, hp = scores.load("ict", f"local-dir:{tmp_path}/ICT"), scores.load("hp", str(tmp_path / "HP"))
+    ict, hp = loading.load("ict", f"local-dir:{tmp_path}/ICT"), loading.load("hp", str(tmp_path / "HP"))
     torch.testing.assert_close(ict.score(images, PROMPTS), publishers(clip_model, images), rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         embedding = clip_model.get_image_features(pixel_values=hp.clip.preprocess(images)).pooler_output
         expected = released.eval()(embedding).sigmoid()[:, 0]
     torch.testing.assert_close(hp.score(images), expected, rtol=1e-4, atol=1e-5)
-    both = scores.load("icthp", f"{tmp_path}/ICT,{tmp_path}/HP").score(images, PROMPTS)
+    both = loading.load("icthp", f"{tmp_path}/ICT,{tmp_path}/HP").score(images, PROMPTS)
     torch.testing.assert_close(both, ict.score(images, PROMPTS) * expected, rtol=1e-4, atol=1e-5)
 
 
 def test_weights_without_a_config_are_vit_h(tmp_path):
     torch.save({"logit_scale": torch.ones([])}, tmp_path / "pytorch_model.bin")
-    assert weights.model_config(f"local-dir:{tmp_path}") == open_clip.get_model_config("ViT-H-14")
+    assert checkpoints.model_config(f"local-dir:{tmp_path}") == open_clip.get_model_config("ViT-H-14")
 
 
 def test_hps_v2s_layout(clip_folder, images, tmp_path):
     """One .pt of an open_clip architecture: the state under "state_dict", with DDP's prefix, beside other things."""
-    config, clip = weights.model_config(clip_folder), scores.load("clip", f"local-dir:{clip_folder}")
+    config, clip = checkpoints.model_config(clip_folder), loading.load("clip", f"local-dir:{clip_folder}")
     (tmp_path / "tiny-hps.json").write_text(json.dumps(config | {"text_cfg": config["text_cfg"] | {"hf_tokenizer_name": str(clip_folder)}}))
     open_clip.add_model_config(tmp_path)
     state = {f"module.{k}": v for k, v in clip.model.state_dict().items()}
     torch.save({"epoch": 1, "name": "hps", "state_dict": state}, tmp_path / "HPS_v2.pt")
-    scorer = scores.load("hpsv2", f"tiny-hps/{tmp_path}/HPS_v2.pt")
+    scorer = loading.load("hpsv2", f"tiny-hps/{tmp_path}/HPS_v2.pt")
     visual = scorer.model.visual
     visual.image_mean = visual.image_std = (0.5, 0.5, 0.5)  # the small CLIP's own; the file does not say
     square = images[..., :40] / 4 + 0.4  # so that nothing overshoots, which a tensor's resizing leaves and Pillow's cuts
@@ -113,7 +115,7 @@ def test_the_hubs_cache_is_read_without_a_network(clip_model, images, tmp_path, 
 
     monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
-    scorer = scores.load("ict", "hf-hub:org/name")
+    scorer = loading.load("ict", "hf-hub:org/name")
     torch.testing.assert_close(scorer.score(images, PROMPTS), publishers(clip_model, images), rtol=1e-4, atol=1e-5)
 
 
@@ -126,7 +128,7 @@ def test_keys_that_do_not_fit_are_named(clip_model, tmp_path):
     torch.save(state, tmp_path / "pytorch_model.bin")
     says = r"lacks visual.proj; it has an unknown extra; it has another shape for logit_scale \(2,\)"
     with pytest.raises(ValueError, match=f"pytorch_model.bin does not fit this CLIP: it {says}"):
-        scores.load("clip", f"local-dir:{tmp_path}")
+        loading.load("clip", f"local-dir:{tmp_path}")
 
 
 def test_a_file_that_holds_code_is_not_run(clip_model, tmp_path):
@@ -137,7 +139,7 @@ def test_a_file_that_holds_code_is_not_run(clip_model, tmp_path):
     clip_model.config.save_pretrained(tmp_path)
     torch.save({"logit_scale": Hostile()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(Exception, match="[Ww]eights.only"):
-        scores.load("clip", f"local-dir:{tmp_path}")
+        loading.load("clip", f"local-dir:{tmp_path}")
 
 
 LAION = ROOT.parent / "shared/data/weights"
@@ -150,7 +152,7 @@ def test_laions_own_heads(name):
     x = expected = F.normalize(torch.randn(5, 512 if "b_32" in name else 768, generator=torch.Generator().manual_seed(0)), dim=1)
     for key in [key for key in state if key.endswith("weight")]:  # one linear layer, or five without a non-linearity
         expected = expected @ state[key].float().T + state[key.replace("weight", "bias")].float()
-    torch.testing.assert_close(scores.aesthetic_head(LAION / f"{name}.pth")(x), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(aesthetic.aesthetic_head(LAION / f"{name}.pth")(x), expected, rtol=1e-4, atol=1e-4)
     assert 0 < expected.mean() < 10
 
 
@@ -194,7 +196,7 @@ def test_imagerewards_layout(images, tmp_path):
     torch.manual_seed(0)
     known = {k: v for k, v in MED.items() if k not in ("architectures", "type_vocab_size", "encoder_width")}
     text = BlipTextModel(BlipTextConfig(**known, vocab_size=len(words) + 2, encoder_hidden_size=64), add_pooling_layer=False).eval()
-    vision, head = blip_state(), scores.head(64, "released").eval()
+    vision, head = blip_state(), make_head(64, "released").eval()
     for p in head.parameters():
         torch.nn.init.normal_(p, std=0.1)
     state = {f"blip.visual_encoder.{k}": v for k, v in vision.items()} | {f"blip.text_encoder.{k}": v for k, v in text.state_dict().items()}
@@ -203,7 +205,7 @@ def test_imagerewards_layout(images, tmp_path):
     }
     torch.save(state, tmp_path / "ImageReward.pt")
 
-    scorer, square = scores.load("imagereward", str(tmp_path)), fit_square(images, 32)
+    scorer, square = loading.load("imagereward", str(tmp_path)), preprocessing.resize_center_crop(images, 32)
     mean, std = (torch.tensor(v)[:, None, None] for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
     tokens = BertTokenizer.from_pretrained(tmp_path)(PROMPTS, padding="max_length", truncation=True, max_length=35, return_tensors="pt")
     assert tokens.input_ids[1, :9].tolist() == [2, 8, 9, 10, 11, 5, 12, 13, 3]
@@ -219,7 +221,7 @@ def test_imagerewards_layout(images, tmp_path):
     assert scorer.score(images[:0], []).shape == (0,) and "size=(32, 32)" in repr(scorer)
     shutil.move(tmp_path / "ImageReward.pt", tmp_path / "other.pt")
     with pytest.raises(FileNotFoundError, match="ImageReward.pt"):
-        scores.load("imagereward", str(tmp_path))
+        loading.load("imagereward", str(tmp_path))
 
 
 # ---- nothing that comes with weights is run or trusted ---------------------------------------------------------------
@@ -269,7 +271,7 @@ def test_a_folders_python_is_never_run(clip_folder, tmp_path, monkeypatch, text,
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for source in (f"local-dir:{folder}", "hf-hub:evil/ict"):
         with pytest.raises(ValueError, match=f"models--evil--ict.*{says}"):
-            scores.load("ict", source)
+            loading.load("ict", source)
     assert not trace.exists()
 
 
@@ -286,13 +288,13 @@ def test_a_local_folder_does_not_reach_the_hub(clip_folder, tmp_path, monkeypatc
     monkeypatch.setattr("socket.getaddrinfo", lambda *a, **k: pytest.fail("it reached for the network"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with pytest.raises(ValueError, match=f"open_clip_config.json.*{says}"):
-        scores.load("clip", f"local-dir:{change_config(tmp_path / 'clip', **parts)}")
+        loading.load("clip", f"local-dir:{change_config(tmp_path / 'clip', **parts)}")
 
 
 def test_harmless_tokenizer_options_are_followed(clip_folder, tmp_path):
     shutil.copytree(clip_folder, tmp_path / "clip")
     change_config(tmp_path / "clip", text_cfg={"tokenizer_kwargs": {"clean": "canonicalize"}})
-    tokenizer = scores.load("clip", f"local-dir:{tmp_path}/clip").tokenizer
+    tokenizer = loading.load("clip", f"local-dir:{tmp_path}/clip").tokenizer
     assert torch.equal(tokenizer(["A red, circle!"]), tokenizer(["a red circle"]))
 
 
@@ -319,7 +321,7 @@ def put(state, folder, layout):
 def test_layouts_of_the_same_weights(clip_model, images, tmp_path, layout):
     clip_model.config.save_pretrained(tmp_path)
     put({k: v.contiguous().clone() for k, v in clip_model.state_dict().items()}, tmp_path, layout)
-    scorer = scores.load("clip", f"local-dir:{tmp_path}")
+    scorer = loading.load("clip", f"local-dir:{tmp_path}")
     torch.testing.assert_close(scorer.score(images, PROMPTS), publishers(clip_model, images), rtol=1e-4, atol=1e-5)
 
 
@@ -360,7 +362,7 @@ def broken(folder, kind):
 def test_a_broken_file_is_one_sentence(tmp_path, kind, says):
     file = broken(tmp_path, kind)
     with pytest.raises(ValueError, match=f"{file.name} (?:{says})") as error:
-        weights.read_state(file)
+        states.read_state(file)
     assert "\n" not in str(error.value) and "weights_only=False" not in str(error.value) and "arbitrary code" not in str(error.value)
 
 
@@ -372,24 +374,24 @@ def test_shards_stay_in_their_folder(tmp_path):
     ):
         index.write_text(json.dumps({"weight_map": {"a": name}}), encoding="utf-8")
         with pytest.raises(wrong, match=says):
-            weights.read_state(index)
+            states.read_state(index)
     for contents in ("[]", "{", '{"weight_map": 3}'):
         index.write_text(contents, encoding="utf-8")
         with pytest.raises(ValueError, match="is no index of shards"):
-            weights.read_state(index)
+            states.read_state(index)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_weights_that_are_not_finite_are_refused(clip_folder, tmp_path, value):
     """CLIP's, HP's head, the aesthetic head and the detector, with the file and the key."""
-    clip = scores.load("clip", f"local-dir:{clip_folder}")
-    hp = scores.HpScorer(clip, scores.head(16), {"width": 16}).eval()
+    clip = loading.load("clip", f"local-dir:{clip_folder}")
+    hp = HpScorer(clip, make_head(16), {"width": 16}).eval()
     hp.save_pretrained(tmp_path / "hp")
-    Detector(8).save(tmp_path / "detector")
+    detector.Detector(8).save(tmp_path / "detector")
     spoil = {"hp/open_clip_model.safetensors": "visual.proj", "hp/hp.safetensors": "1.bias", "detector/model.safetensors": "cells.bias"}
-    load = {"hp/open_clip_model.safetensors": lambda: scores.load("clip", f"local-dir:{tmp_path}/hp"),
-            "hp/hp.safetensors": lambda: scores.load("hp", str(tmp_path / "hp")),
-            "detector/model.safetensors": lambda: Detector.load(tmp_path / "detector")}  # fmt: skip
+    load = {"hp/open_clip_model.safetensors": lambda: loading.load("clip", f"local-dir:{tmp_path}/hp"),
+            "hp/hp.safetensors": lambda: loading.load("hp", str(tmp_path / "hp")),
+            "detector/model.safetensors": lambda: detector.Detector.load(tmp_path / "detector")}  # fmt: skip
     for file, key in spoil.items():
         good = load_file(tmp_path / file)
         save_file(good | {key: torch.full_like(good[key], value)}, tmp_path / file)
@@ -399,16 +401,16 @@ def test_weights_that_are_not_finite_are_refused(clip_folder, tmp_path, value):
         load[file]()
     torch.save({"weight": torch.full((1, 16), value), "bias": torch.ones(1)}, tmp_path / "linear.pth")
     with pytest.raises(ValueError, match="linear.pth holds NaN"):
-        scores.aesthetic_head(tmp_path / "linear.pth")
+        aesthetic.aesthetic_head(tmp_path / "linear.pth")
 
 
 def test_an_hp_config_of_other_fields_is_named(clip_folder, tmp_path):
-    hp = scores.HpScorer(scores.load("clip", f"local-dir:{clip_folder}"), scores.head(16), {"width": 16}).eval()
+    hp = HpScorer(loading.load("clip", f"local-dir:{clip_folder}"), make_head(16), {"width": 16}).eval()
     hp.save_pretrained(tmp_path)
-    assert not scores.HpScorer.from_pretrained(str(tmp_path)).training
+    assert not HpScorer.from_pretrained(str(tmp_path)).training
     for said, says in (({"width": 16, "depth": 3}, "has an unknown depth"), ({"variant": "paper"}, "lacks `width`")):
         (tmp_path / "config.json").write_text(json.dumps(said), encoding="utf-8")
         with pytest.raises(ValueError, match=f"config.json {says}"):
-            scores.load("hp", str(tmp_path))
+            loading.load("hp", str(tmp_path))
     with pytest.raises(TypeError, match="no keyword colour"):
-        scores.ClipScorer.from_pretrained(str(clip_folder), colour="red")
+        ClipScorer.from_pretrained(str(clip_folder), colour="red")

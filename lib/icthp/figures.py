@@ -37,7 +37,7 @@ def save(figure, name: str, folder="figures") -> Path:
     return folder / f"{name}.png"
 
 
-def dots(axis, x, rows, **kwargs) -> None:
+def errorbar(axis, x, rows, **kwargs) -> None:
     """Means with their intervals over x, from a frame with the columns mean, low and high (evaluate.interval)."""
     axis.errorbar(x, rows["mean"], [rows["mean"] - rows["low"], rows["high"] - rows["mean"]], **({"fmt": "o", "ms": 4} | kwargs))
 
@@ -63,7 +63,7 @@ def forest(axis, rows, labels, title: str, palette) -> None:
     axis.set_title(title, fontsize=9)
 
 
-def show(pixels: torch.Tensor, titles=None, columns: int = 8, rows=None, heads=None, width: float = 1.5):
+def image_grid(pixels: torch.Tensor, titles=None, columns: int = 8, rows=None, heads=None, width: float = 1.5):
     """A gallery of pixels (n, 3, h, w) in [0, 1], `columns` wide; lists of texts: titles under pictures, `rows` left of
     lines, `heads` above columns."""
     n = len(pixels)

@@ -32,7 +32,7 @@ def full_precision(loss):
     return outside
 
 
-def _wide(x: Tensor) -> Tensor:
+def upcast(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -120,8 +120,8 @@ def ict_loss(
 def matched_loss(images: Tensor, text: Tensor, labels: Tensor, sample_weights: Tensor | None = None, rounded: bool = False) -> Tensor:
     """Weighted mean over (b, 3) of (cosine of each image with its own prompt - label)^2. images (3, b, d), text (b, d), labels (b, 3)."""
     check_shapes(images=(images, "3 b d"), text=(text, "b d"), labels=(labels, "b 3"), sample_weights=(sample_weights, "b"))
-    cosine = (_wide(images) * _wide(text)).sum(-1)  # (3, b)
-    square = (_round(cosine, rounded) - _round(_wide(labels).T, rounded)).square()
+    cosine = (upcast(images) * upcast(text)).sum(-1)  # (3, b)
+    square = (_round(cosine, rounded) - _round(upcast(labels).T, rounded)).square()
     u = torch.ones_like(square[0]) if sample_weights is None else sample_weights.to(square.dtype)
     return (square * u).sum() / (3 * u.sum()).clamp(min=TINY)
 
@@ -135,7 +135,7 @@ def mismatched_loss(
 ) -> Tensor:
     """Mean of weight * (cosine - negative_target)^2 over images (3, b, d) and other rows' prompts (b, d); holds (3, b, b) in memory."""
     check_shapes(images=(images, "3 b d"), text=(text, "b d"), groups=(groups, "b"), sample_weights=(sample_weights, "b"))
-    cosine = _round(_wide(images) @ _wide(text).T, rounded)
+    cosine = _round(upcast(images) @ upcast(text).T, rounded)
     ids = torch.arange(len(text), device=text.device) if groups is None else groups
     counts = (ids[:, None] != ids).to(cosine.dtype)
     if sample_weights is not None:
@@ -149,7 +149,7 @@ def mismatched_loss(
 def hp_loss(hp: Tensor, margin: float = 0.3) -> Tensor:
     """hp (b, 3): scores of I1, I2, I3 -> scalar: mean over b of the hinges on (I2, I1) and (I3, I2). No text enters."""
     check_shapes(hp=(hp, "b 3"))
-    hp = _wide(hp)
+    hp = upcast(hp)
     return (F.relu(margin - (hp[:, 1:] - hp[:, :-1]))).sum(1).mean()
 
 
@@ -160,7 +160,7 @@ def icthp_loss(ict: Tensor, hp: Tensor, margin: float = 0.3, *, share: str = "ow
     if share not in ("own", "softmax") or reduction not in ("mean", "sum"):
         raise ValueError(f'share must be "own" or "softmax", reduction "mean" or "sum", not {share!r}, {reduction!r}')
     check_shapes(ict=(ict, "b 3"), hp=(hp, "b 3"))
-    ict, hp = _wide(ict), _wide(hp)
+    ict, hp = upcast(ict), upcast(hp)
     loss = hp_loss(ict * (hp.softmax(1) if share == "softmax" else hp), margin)
     return loss * len(hp) if reduction == "sum" else loss
 
@@ -170,7 +170,7 @@ def preference_loss(scores: Tensor) -> Tensor:
     """Bradley-Terry on (b, 3) scores of I1, I2, I3 -> scalar: mean over b of -log sigmoid of I2 - I1 plus that of I3 - I2; with
     logit-scaled cosines it is PickScore's recipe (arXiv 2305.01569)."""
     check_shapes(scores=(scores, "b 3"))
-    scores = _wide(scores)
+    scores = upcast(scores)
     return F.softplus(scores[:, :-1] - scores[:, 1:]).sum(1).mean()
 
 
@@ -180,6 +180,6 @@ def uncertain_loss(mean: Tensor, log_variance: Tensor) -> Tensor:
     -log P(I3 > I2), P(a > b) = Phi((mean_a - mean_b) / sqrt(variance_a + variance_b)). A noisy vote can widen the variance
     instead of bending the mean (the idea of HPSv3, arXiv 2508.03789)."""
     check_shapes(mean=(mean, "b 3"), log_variance=(log_variance, "b 3"))
-    mean, variance = _wide(mean), _wide(log_variance).exp()
+    mean, variance = upcast(mean), upcast(log_variance).exp()
     z = (mean[:, 1:] - mean[:, :-1]) / (variance[:, 1:] + variance[:, :-1]).sqrt()
     return -torch.special.log_ndtr(z).sum(1).mean()

@@ -62,7 +62,7 @@ def _nodes(node: Node, kinds=PLAIN) -> Iterator[tuple[Node, tuple]]:
         yield from _nodes(part[1] if isinstance(part, tuple) else part)
 
 
-def fitting(name: str, default, value, where: str = ""):
+def coerce(name: str, default, value, where: str = ""):
     """`value` as the type that its declared default has; a whole number may stand for a number. ValueError names the parameter, its type
     and the value. Any value fits a default of another type, as None."""
     kind = type(default)
@@ -73,7 +73,7 @@ def fitting(name: str, default, value, where: str = ""):
     return value
 
 
-def given(pairs: list[str], defaults: dict, taker) -> dict:
+def parse_arguments(pairs: list[str], defaults: dict, taker) -> dict:
     """name=value pairs of a command line, each value by the type of its default: a text is taken as it stands, anything else is read as
     YAML. ValueError names the parameter that `taker` does not have, or that the value does not fit."""
     values = {}
@@ -89,7 +89,7 @@ def given(pairs: list[str], defaults: dict, taker) -> dict:
 
 def _read(name: str, default, text: str):
     try:
-        return fitting(name, default, _load(text, name)[1])
+        return coerce(name, default, _load(text, name)[1])
     except ValueError as error:
         wanted = KINDS.get(type(default), ("a value of YAML",))[0]
         raise ValueError(f"{name} must be {wanted}, not {text!r}") from error

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from icthp.params import KINDS, fitting, given, read_params
+from icthp.params import KINDS, coerce, parse_arguments, read_params
 
 TRAINING = ("seed", "precision")  # what every training takes of them
 SHARED = "shared"  # the section whose values a notebook takes when it declares them
@@ -119,7 +119,7 @@ def parameters(notebook, section: str, extra: dict) -> dict:
         raise ValueError(f"{section} in params.yaml sets {', '.join(unknown)}, which {notebook} does not declare")
     if missing:
         raise ValueError(f"{notebook} declares {', '.join(missing)}, which {section} in params.yaml does not set")
-    return {k: fitting(k, defaults[k], v, "" if k in extra else f"params.yaml, {section}: ") for k, v in values.items()}
+    return {k: coerce(k, defaults[k], v, "" if k in extra else f"params.yaml, {section}: ") for k, v in values.items()}
 
 
 def arguments(function, section: str, extra: dict | list[str], through=()) -> dict:
@@ -131,8 +131,8 @@ def arguments(function, section: str, extra: dict | list[str], through=()) -> di
     for each in reversed([function, *through]):
         keywords = [p for p in inspect.signature(each).parameters.values() if p.kind is p.KEYWORD_ONLY]
         defaults |= {p.name: _default(p, values.get(p.name)) for p in keywords}
-    extra = extra if isinstance(extra, dict) else given(extra, defaults, section)
-    return {k: fitting(k, defaults.get(k), v, "" if k in extra else f"params.yaml, {section}: ") for k, v in (values | extra).items()}
+    extra = extra if isinstance(extra, dict) else parse_arguments(extra, defaults, section)
+    return {k: coerce(k, defaults.get(k), v, "" if k in extra else f"params.yaml, {section}: ") for k, v in (values | extra).items()}
 
 
 def _default(keyword: inspect.Parameter, value):
@@ -189,7 +189,7 @@ def main(argv: list[str]) -> int:
     notebook, section, *told = argv
     try:
         notebook = _inside(notebook)
-        print(f"{notebook} -> {run(notebook, section, **given(told, declared(notebook), notebook))}")
+        print(f"{notebook} -> {run(notebook, section, **parse_arguments(told, declared(notebook), notebook))}")
     except PapermillExecutionError as error:
         print(f"{notebook}, cell {error.exec_count}: {error.ename}: {error.evalue}", file=sys.stderr)
         return 1

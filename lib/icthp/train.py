@@ -17,14 +17,20 @@ from accelerate import PartialState
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from icthp import evaluate, kernels, losses, pick_high, scores
+from icthp import kernels, losses, trainer
+from icthp.data.triplets import DECODING, Triplets
+from icthp.evaluation.scoring import score_triplets
 from icthp.files import atomic, atomic_folder, code, digest, fingerprint
-from icthp.loop import batch_indices, fit, guest
+from icthp.run import own_code
+from icthp.scorers.base import Scorer
+from icthp.scorers.hp import HpScorer, make_head
+from icthp.scorers.loading import load
+from icthp.trainer import batch_indices, isolated
 
 _NAMES = ("out", "device", "training", "triplets", "clip", "ict")  # a resumed run knows data and models by their contents instead
 
 
-@guest()
+@isolated()
 def ict(*, out, triplets, clip, objective: str = "ict", variant: str = "paper", theta: float | None = None, neg_lambda: float = 0.5,
         alpha: float = 20.0, beta: float = 0.5, rounded: bool = False, near_lambda: float = 0.0, fix_rate: float = 0.0,
         parity: bool = False, device="cpu", **training) -> list[dict]:  # fmt: skip
@@ -39,11 +45,11 @@ def ict(*, out, triplets, clip, objective: str = "ict", variant: str = "paper", 
     if objective == "preference" and near_lambda:
         raise ValueError("near_lambda needs objective='ict': preferences know no mismatched prompts")
     device = _device(device)
-    scorer = scores.load("clip", clip, device=device).requires_grad_(True)
+    scorer = load("clip", clip, device=device).requires_grad_(True)
     freeze(*image_tower(scorer.model), fix_rate, parity)
     freeze(*text_tower(scorer.model), fix_rate, parity)
     scorer.model.logit_scale.requires_grad_(objective == "preference")  # a plain cosine has none
-    train = pick_high.Triplets(triplets, "train", scorer.recipe, scorer.tokenizer)
+    train = Triplets(triplets, "train", scorer.recipe, scorer.tokenizer)
     if near_lambda and not any(train.texts["near"]):
         raise ValueError(f"{triplets} knows no near misses of its prompts: set near_lambda to 0")
     kinds = ("easy",) if objective == "preference" else ("easy", "refined", "near") if near_lambda else ("easy", "refined")
@@ -67,7 +73,7 @@ def ict(*, out, triplets, clip, objective: str = "ict", variant: str = "paper", 
     return _train(scorer, scorer.model, loss_of, train, out, told, device=device, label="ict", **training)
 
 
-@guest()
+@isolated()
 def hp(*, out, triplets, clip, objective: str = "margin", margin: float = 0.3, hinge_on: str = "score", head: str = "paper",
        fix_rate: float = 0.5, parity: bool = False, text_lambda: float = 0.0, share: str = "own", reduction: str = "mean",
        ict: str = "", device="cpu", **training) -> list[dict]:  # fmt: skip
@@ -83,14 +89,14 @@ def hp(*, out, triplets, clip, objective: str = "margin", margin: float = 0.3, h
     if text_lambda and (objective != "margin" or not ict):
         raise ValueError("text_lambda needs objective='margin' and ict, the source of a trained ICT")
     device = _device(device)
-    backbone = scores.load("clip", clip, device=device)
+    backbone = load("clip", clip, device=device)
     torch.manual_seed(training.get("seed", 0))
     config = {"width": backbone.architecture["embed_dim"], "variant": head, "outputs": 1 + (objective == "uncertain")}
-    scorer = scores.HpScorer(backbone, scores.head(**config).to(device), config)
+    scorer = HpScorer(backbone, make_head(**config).to(device), config)
     layers, below = image_tower(backbone.model)
     nn.ModuleList(layers).requires_grad_(True)
     freeze(layers, below, fix_rate, parity)
-    train = pick_high.Triplets(triplets, "train", backbone.recipe, backbone.tokenizer)
+    train = Triplets(triplets, "train", backbone.recipe, backbone.tokenizer)
     frozen = _ict_scalars(ict, train, out, device) if text_lambda else None
     told |= {"ict": "" if frozen is None else digest(frozen.numpy().tobytes())}
 
@@ -121,7 +127,7 @@ def _device(device):
 class _Raw(nn.Module):
     """HP before its sigmoid, as a module of its own: what DistributedDataParallel can wrap."""
 
-    def __init__(self, hp: scores.HpScorer):
+    def __init__(self, hp: HpScorer):
         super().__init__()
         self.hp = hp
 
@@ -129,21 +135,21 @@ class _Raw(nn.Module):
         return self.hp.raw(pixels)
 
 
-def _ict_scalars(source: str, train: pick_high.Triplets, out, device) -> Tensor:
+def _ict_scalars(source: str, train: Triplets, out, device) -> Tensor:
     """(n, 3) scores of the frozen ICT, computed by the first process, kept for a resumed run."""
-    scorer = scores.load("ict", source, device=device)
+    scorer = load("ict", source, device=device)
     key = digest(
         fingerprint(scorer),
         repr(scorer),
         train.fingerprint,
-        code("scores", "scorer", "weights", "statefiles", "evaluate", *pick_high.DECODING),
+        code("scorers", "evaluation/scoring", *DECODING),
     )
     file = Path(out) / f"work/ict-{key}.pt"
     with PartialState().main_process_first():
         try:
             return torch.load(file, weights_only=True)
         except Exception:  # there is none, or it is cut: a damaged file may raise anything
-            scored = evaluate.score_triplets(scorer, train.cache(_store(out)))
+            scored = score_triplets(scorer, train.cache(_store(out)))
             atomic(file, lambda partial: torch.save(scored, partial))
     return scored
 
@@ -153,7 +159,7 @@ def _store(out) -> Path:
     return Path(out).parent / "pictures"
 
 
-def _train(scorer: scores.Scorer, model: nn.Module, loss_of, train: pick_high.Triplets, out, told: dict, *, batch: int, seed: int = 0,
+def _train(scorer: Scorer, model: nn.Module, loss_of, train: Triplets, out, told: dict, *, batch: int, seed: int = 0,
            validation: float = 0.1, validate_every: int = 30, keep: str = "best", cache: bool = True, device="cpu",
            **options) -> list[dict]:  # fmt: skip
     """fit `model`, on all prompts but about a share of them, `validation`, which the same loss judges, and save the scorer. batch:
@@ -190,7 +196,7 @@ def _train(scorer: scores.Scorer, model: nn.Module, loss_of, train: pick_high.Tr
         "data": train.fingerprint,
         "recipe": str(train.recipe),
     }
-    history = fit(model, loss_at, checkpoint=work / "checkpoint.pt", seed=seed, validate=validate if validation else None,
+    history = trainer.train(model, loss_at, checkpoint=work / "checkpoint.pt", seed=seed, validate=validate if validation else None,
                   validate_every=validate_every, keep=keep if validation else "last", schedule="linear", recipe=recipe,
                   batch=lambda i: train.column("prompt_id")[rows_of(i)].tolist(), **options)  # fmt: skip
     if state.is_main_process:
@@ -201,7 +207,7 @@ def _train(scorer: scores.Scorer, model: nn.Module, loss_of, train: pick_high.Tr
     return history
 
 
-def _save(scorer: scores.Scorer, history: pd.DataFrame, folder: Path) -> None:
+def _save(scorer: Scorer, history: pd.DataFrame, folder: Path) -> None:
     scorer.save_pretrained(folder)
     history.to_parquet(folder / "history.parquet")
 
@@ -256,7 +262,7 @@ def main() -> None:
     stage = STAGES[told.stage]
     try:
         run.enter_project()
-        values = run.arguments(stage, f"train_{told.stage}", told.pairs, (_train, fit))
+        values = run.arguments(stage, f"train_{told.stage}", told.pairs, (_train, trainer.train))
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"icthp.train: {error}")
     stage(**values)

@@ -21,7 +21,7 @@ IMPLEMENTATIONS = ("auto", "eager", "gram", "chunked", "triton")
 CHUNK = 1024  # prompts a block
 
 
-def choose(b: int, d: int, alpha: float, beta: float, rounded: bool = False, pairs: int = 0, fused: bool = False) -> str:
+def select_impl(b: int, d: int, alpha: float, beta: float, rounded: bool = False, pairs: int = 0, fused: bool = False) -> str:
     """The implementation for b prompts of width d, `pairs` of which are of one group. Gram costs 20 b d^2 FLOPs, and 36 d for
     each of those pairs at about a tenth of a product's speed; the others cost 36 b^2 d. fused: are there bfloat16 on a GPU
     and Triton?"""
@@ -64,7 +64,7 @@ def ict_loss(
         counts = None if groups is None else torch.unique(groups, return_counts=True)[1]
         pairs = 0 if groups is None else int((counts.square() - counts).sum())
         fused = easy.is_cuda and easy.dtype == torch.bfloat16 and ict_triton.available()
-        impl = choose(*easy.shape, alpha, beta, rounded, pairs, fused)
+        impl = select_impl(*easy.shape, alpha, beta, rounded, pairs, fused)
     options = {"alpha": alpha, "beta": beta, "groups": groups, "sample_weights": sample_weights, "negative_target": negative_target}
     if impl == "eager":
         return losses.ict_loss(*data, neg_lambda=neg_lambda, rounded=rounded, **options)
@@ -143,12 +143,12 @@ class _IctLoss(torch.autograd.Function):
 def _value_and_gradients(images, texts, labels, wanted, *, neg_lambda, impl, world, groups, sample_weights, alpha, beta, negative_target):
     """images (3, b, d), texts 2 x (b, d), labels (2, 3, b) -> the loss and its gradient in each of them; None for that in images and
     texts where it is not `wanted`."""
-    wide_v, wide_t = losses._wide(images), torch.stack([losses._wide(text) for text in texts])
+    wide_v, wide_t = losses.upcast(images), torch.stack([losses.upcast(text) for text in texts])
     sample_weights = None if sample_weights is None else sample_weights.to(wide_t.dtype)
     u = torch.ones_like(wide_t[0, :, 0]) if sample_weights is None else sample_weights
     rows, mass = _counts(u, groups, world)
     scale = neg_lambda / (3 * mass)
-    error = _matched(wide_v, wide_t) - losses._wide(labels)
+    error = _matched(wide_v, wide_t) - losses.upcast(labels)
     slope = 2 * world * (u / (3 * rows).clamp(min=losses.TINY)) * error
     dv, dt = (torch.zeros_like(wide_v), torch.zeros_like(wide_t)) if wanted else (None, None)
     _add_matched(dv, dt, slope, wide_v, wide_t)
@@ -227,11 +227,11 @@ def _gram(v, t, dv, dt, scale, u: Tensor | None, target: float, world: int) -> t
     dt (2, b, d) plus `scale` times its gradients. With y = target it is <T'T, V'V> - 2 y <sum of T, sum of V> + y^2 times the
     number of pairs, all weighted (the Gramian trick, arXiv 1807.07187)."""
     uv, ut = (v, t) if u is None else (x * u.repeat(n)[:, None].to(x.dtype) for n, x in ((3, v), (2, t)))
-    grams = _summed(losses._wide(torch.stack([uv.T @ v, ut.T @ t])), world)
+    grams = _summed(losses.upcast(torch.stack([uv.T @ v, ut.T @ t])), world)
     total, factor = grams.prod(0).sum(), 2 * world * scale
     if target:
-        u = torch.ones_like(losses._wide(t[: len(t) // 2, 0])) if u is None else u
-        sums = _summed(torch.stack([losses._wide(x).sum(0) for x in (uv, ut)]), world)
+        u = torch.ones_like(losses.upcast(t[: len(t) // 2, 0])) if u is None else u
+        sums = _summed(torch.stack([losses.upcast(x).sum(0) for x in (uv, ut)]), world)
         total = total - 2 * target * sums.prod(0).sum() + 6 * (target * _summed(u.sum(), world)).square()
         if dv is not None:
             dv.addcmul_(u[:, None], factor * sums[1], value=-target)
@@ -257,15 +257,15 @@ def _chunked(v, t, dv, dt, scale, ids, u, alpha, beta, target, block) -> Tensor:
         value, slope = block(t[here], v, *((None if r is None else r[here], c) for r, c in zip(parts, columns)), alpha, beta, target)
         total = total + value
         if dv is not None:
-            dt.flatten(0, 1)[here].addcmul_(scale, losses._wide(slope @ v))
-            dv.flatten(0, 1).addcmul_(scale, losses._wide(slope.T @ t[here]))
+            dt.flatten(0, 1)[here].addcmul_(scale, losses.upcast(slope @ v))
+            dv.flatten(0, 1).addcmul_(scale, losses.upcast(slope.T @ t[here]))
     return total
 
 
 def _block(t, v, ids, weights, alpha, beta, target) -> tuple[Tensor, Tensor]:
     """The sum over one block of prompts t (n, d) with all pictures v (m, d), and its gradient (n, m) in the cosines, in t's dtype.
     ids, weights: pairs of (n,) and (m,); weights may hold None."""
-    cosine = losses._wide(t @ v.T)
+    cosine = losses.upcast(t @ v.T)
     away = (cosine - target).masked_fill_(ids[0][:, None] == ids[1], 0)
     square, slope = away.square(), 2 * away
     if not losses.constant_weight(alpha, beta):

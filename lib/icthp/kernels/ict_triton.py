@@ -11,7 +11,6 @@ try:
     import triton.language as tl
 except ImportError:  # Triton has no wheel for this platform
     triton = None
-
 TILE = {"ROWS": 128, "COLUMNS": 64, "DEPTH": 64}  # with 8 warps 153 registers; twice the columns spill
 
 

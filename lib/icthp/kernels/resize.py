@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from icthp.losses import no_autocast
-from icthp.recipe import Axis, fit, of_side, pad, plan
+from icthp.preprocessing import Axis, from_side, pad, plan, resize_center_crop
 
 BAND = 32  # rows of the matrix that a processor multiplies at once; a GPU multiplies all
 LARGEST = 16  # times the area kept: up to there torch resizes bytes whole, beyond only what is kept is made
@@ -19,11 +19,11 @@ def preprocess(pixels: Tensor, size, mean=None, std=None) -> Tensor:
     the CPU resizes in integers as Pillow does, without gradient. size: a Recipe, or the side of CLIP's geometry. With its gradient twice
     as fast as torch's antialiased kernel on a CPU, which knows no bfloat16, and fails for large reductions on a GPU. What the cut
     leaves out is never made: a picture of one pixel's width costs no more than a square."""
-    recipe = of_side(size)
+    recipe = from_side(size)
     mean, std = (recipe.mean, recipe.std) if mean is None else (mean, std)
     steps = plan(recipe, *pixels.shape[-2:])
     if pixels.dtype == torch.uint8 and not pixels.is_cuda and recipe.clipped and _area(steps) <= LARGEST * recipe.size[0] * recipe.size[1]:
-        pixels = fit(pixels, recipe).float() / 255
+        pixels = resize_center_crop(pixels, recipe).float() / 255
     elif steps.nothing:
         pixels = pad(pixels if pixels.is_floating_point() else pixels.float() / 255, recipe, recipe.fill)
     else:

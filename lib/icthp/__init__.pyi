@@ -1,0 +1,1 @@
+from .scorers.loading import load as load

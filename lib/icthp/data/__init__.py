@@ -1,0 +1,9 @@
+"""Pick-High's data: triplets I1 < I2 < I3, and all that makes them.
+
+`pairs` reads I1 < I2 and builds triplets from them, `triplets` writes and reads these, `parquet` knows their files. `refine` asks a refiner
+for prompts, through `chat` where it is an endpoint; `prompts` says when two are one. `published` reads Pick-High and Pick-a-Pic v2, from
+pickled tables by `frames`; `sources` reads datasets of pictures; `audit` looks for shortcuts that tell I3 apart."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

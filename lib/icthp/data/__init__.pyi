@@ -1,0 +1,15 @@
+from .pairs import PAIRS as PAIRS
+from .pairs import build_triplets as build_triplets
+from .pairs import read_pairs as read_pairs
+from .parquet import as_files as as_files
+from .parquet import unreadable as unreadable
+from .prompts import prompt_groups as prompt_groups
+from .prompts import same_prompt as same_prompt
+from .published import read_pick_high as read_pick_high
+from .published import read_pickapic as read_pickapic
+from .sources import read_dataset as read_dataset
+from .triplets import TRIPLETS as TRIPLETS
+from .triplets import Triplets as Triplets
+from .triplets import label_error as label_error
+from .triplets import write_dataset_card as write_dataset_card
+from .triplets import write_triplets as write_triplets

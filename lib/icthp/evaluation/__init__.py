@@ -1,0 +1,9 @@
+"""What a picture, a scorer or a tuned generator is worth.
+
+`statistics` has intervals and tests, `metrics` the measures, `scoring` runs a scorer over triplets, pictures and files, `generator`
+measures what a generator draws. `geneval` are GenEval's rules, detectors and files, `human_votes` how far a score agrees with people,
+`gallery` scores a collection of pictures and shows it as a page."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

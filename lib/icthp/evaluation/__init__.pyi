@@ -1,0 +1,16 @@
+from .generator import evaluate_generator as evaluate_generator
+from .metrics import PAIRS as PAIRS
+from .metrics import diversity as diversity
+from .metrics import long_table as long_table
+from .metrics import paradox_rate as paradox_rate
+from .metrics import preference as preference
+from .metrics import spearman as spearman
+from .metrics import vendi as vendi
+from .scoring import score_all as score_all
+from .scoring import score_files as score_files
+from .scoring import score_triplets as score_triplets
+from .statistics import bootstrap_ci as bootstrap_ci
+from .statistics import ci_keys as ci_keys
+from .statistics import metric_with_ci as metric_with_ci
+from .statistics import pairwise_accuracy as pairwise_accuracy
+from .statistics import permutation_test as permutation_test

@@ -1,0 +1,9 @@
+"""The microworld: a procedural world whose information content is known exactly.
+
+`scenes` draws scenes and counts their bits, `grammar` captions and parses them, `renderer` paints them. `annotators` are the weak
+generators and simulated votes of its pairs, `detector` reads its pictures, `models` makes its small base models, `tasks` are GenEval's
+in this world, `refiner` completes its prompts. Nothing else in the library imports it."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,158 @@
+"""Folders in the formats of the model hub: open_clip's `local-dir:`, a CLIP tokenizer, a Stable Diffusion 3 pipeline."""
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from accelerate.utils import extract_model_from_parallel
+from diffusers import DiffusionPipeline, SD3Transformer2DModel, StableDiffusion3Pipeline
+from open_clip.transformer import QuickGELU
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+
+from icthp.files import atomic_folder
+from icthp.scorers.states import fill
+
+
+def _copy(model: nn.Module, dtype=torch.float16) -> nn.Module:
+    return copy.deepcopy(model).to("cpu", dtype)
+
+
+def text_tower(clip: open_clip.CLIP, tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+    """The text tower of an open_clip CLIP in transformers' format: equal features, so it fits a diffusers pipeline."""
+    blocks = clip.transformer.resblocks
+    width, heads = clip.token_embedding.embedding_dim, blocks[0].attn.num_heads
+    tower = CLIPTextModelWithProjection(CLIPTextConfig(
+        vocab_size=clip.token_embedding.num_embeddings, hidden_size=width, intermediate_size=blocks[0].mlp.c_fc.out_features,
+        projection_dim=clip.text_projection.shape[1], num_hidden_layers=len(blocks), num_attention_heads=heads,
+        max_position_embeddings=clip.positional_embedding.shape[0], hidden_act=_activation(clip), bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))  # fmt: skip
+    tower.load_state_dict(_text_state(clip, "text_model." if hasattr(tower.text_model, "embeddings") else ""), strict=True)
+    return tower.eval()
+
+
+def swap_text_tower(pipe: DiffusionPipeline, clip: open_clip.CLIP) -> DiffusionPipeline:
+    """`pipe` with the weights of a CLIP's text tower in its first text encoder, in place, and nothing else changed. An encoder that
+    leaves out the tower's last layers, as Stable Diffusion 2.1's does, or its projection, takes the rest. ValueError that names the keys
+    where the shapes are others, or where the activations are."""
+    encoder = pipe.text_encoder
+    if encoder.config.hidden_act != _activation(clip):
+        raise ValueError(f"this text tower has the activation {_activation(clip)}, the pipeline's {encoder.config.hidden_act}")
+    own = encoder.state_dict()
+    state = _text_state(clip, "text_model." if any(name.startswith("text_model.") for name in own) else "")
+    left_out = lambda name: name not in own and ("encoder.layers." in name or name.startswith("text_projection"))
+    fill(encoder, {name: value.to(encoder.dtype) for name, value in state.items() if not left_out(name)}, "this text tower")
+    return pipe
+
+
+def _activation(clip: open_clip.CLIP) -> str:
+    return "quick_gelu" if isinstance(clip.transformer.resblocks[0].mlp.gelu, QuickGELU) else "gelu"
+
+
+def _text_state(clip: open_clip.CLIP, root: str) -> dict[str, Tensor]:
+    state = {
+        root + "embeddings.token_embedding.weight": clip.token_embedding.weight,
+        root + "embeddings.position_embedding.weight": clip.positional_embedding,
+        root + "final_layer_norm.weight": clip.ln_final.weight,
+        root + "final_layer_norm.bias": clip.ln_final.bias,
+        "text_projection.weight": clip.text_projection.T,
+    }
+    for i, block in enumerate(clip.transformer.resblocks):
+        layer = f"{root}encoder.layers.{i}."
+        for name, module in {"layer_norm1": block.ln_1, "layer_norm2": block.ln_2, "self_attn.out_proj": block.attn.out_proj,
+                             "mlp.fc1": block.mlp.c_fc, "mlp.fc2": block.mlp.c_proj}.items():  # fmt: skip
+            state |= {f"{layer}{name}.weight": module.weight, f"{layer}{name}.bias": module.bias}
+        for k, weight, bias in zip("qkv", block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3)):
+            state |= {f"{layer}self_attn.{k}_proj.weight": weight, f"{layer}self_attn.{k}_proj.bias": bias}
+    return {k: v.detach().clone().contiguous() for k, v in state.items()}
+
+
+def save_sd3(pipe: StableDiffusion3Pipeline, folder) -> None:
+    """Write the pipeline with float16 weights that load as float32 by default, as a CPU wants them. ValueError where a LoRA is inside:
+    the folder's layers would have names that no reader knows."""
+    parts = {k: extract_model_from_parallel(v, keep_torch_compile=False) for k, v in pipe.components.items() if isinstance(v, nn.Module)}
+    if inside := [k for k, part in parts.items() if any(".base_layer." in name for name in part.state_dict())]:
+        remedy = "call pipe.fuse_lora() and then pipe.unload_lora_weights(), or save it alone by draft.save_lora"
+        raise ValueError(f"the {inside[0]} has a LoRA inside that a pipeline folder cannot hold: {remedy}")
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **_shift(pipe.scheduler))
+    parts = pipe.components | {k: _copy(part) for k, part in parts.items()} | {"scheduler": scheduler}
+    atomic_folder(folder, lambda partial: _write_sd3(StableDiffusion3Pipeline(**parts), partial))
+    for name in parts:  # older weights in shards or of another format would be read first
+        for old in Path(folder).glob(f"{name}/*"):
+            if old.name.endswith((".safetensors", ".bin", ".index.json")) and old.name not in WEIGHTS:
+                old.unlink()
+
+
+WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")  # as diffusers names them where it writes no shards
+
+
+def _shift(scheduler) -> dict:
+    """What set_shift made of it, which its config does not know."""
+    return {"shift": scheduler.shift} if "shift" in scheduler.config else {}
+
+
+def _write_sd3(pipe: StableDiffusion3Pipeline, folder: Path) -> None:
+    pipe.save_pretrained(folder)
+    for config in folder.glob("text_encoder*/config.json"):  # transformers takes its dtype from here
+        config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"dtype": "float32"}, indent=2), encoding="utf-8")
+
+
+def load_pipeline(source: str, dtype=torch.float32, device="cpu", **kwargs) -> DiffusionPipeline:
+    """Any diffusers pipeline from a folder or the Hub. Stable Diffusion 3 without its T5 encoder gets `fold_empty_t5`: an ordinary call
+    draws the ordinary picture, one with max_sequence_length=t5_length(pipe) the same at a quarter of the work."""
+    index = Path(source) / "model_index.json"
+    if Path(source).is_dir() and not index.exists():
+        raise FileNotFoundError(f"{source} has no model_index.json: not a diffusers pipeline folder")
+    if index.exists() and json.loads(index.read_text(encoding="utf-8")).get("text_encoder_3", [True])[0] is None:
+        kwargs |= {"text_encoder_3": None, "tokenizer_3": None}
+    pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype, **kwargs).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    folds = isinstance(getattr(pipe, "transformer", None), SD3Transformer2DModel) and pipe.text_encoder_3 is None
+    return fold_empty_t5(pipe) if folds else pipe
+
+
+def fold_empty_t5(pipe: StableDiffusion3Pipeline, length: int = 256) -> StableDiffusion3Pipeline:
+    """Without its T5 encoder the pipeline attends to `length` equal zero tokens. They stay equal in every block, so one
+    of them with log(length) added to its attention logit gives the same picture at a quarter of the work. A text with one token behind
+    the CLIP towers' is taken for such a fold, any other as it is."""
+    for block in pipe.transformer.transformer_blocks:  # not its attn2, which SD3.5-medium has for the image alone
+        block.attn.set_processor(FoldedJointAttention(length, pipe.tokenizer_max_length + 1))
+    return pipe
+
+
+def t5_length(pipe: StableDiffusion3Pipeline) -> int:
+    """The max_sequence_length that draws the ordinary picture with the least work: 1 after `fold_empty_t5`, else the pipeline's own 256."""
+    return 1 if any(isinstance(p, FoldedJointAttention) for p in pipe.transformer.attn_processors.values()) else 256
+
+
+class FoldedJointAttention:
+    """Stable Diffusion 3's joint attention; in a text of `folded` tokens the last one stands for `copies` equal ones."""
+
+    def __init__(self, copies: int, folded: int):
+        self.copies, self.folded = copies, folded
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask=None, *, ip_hidden_states=None, temb=None, **others):
+        others |= {"attention_mask": attention_mask, "ip_hidden_states": ip_hidden_states, "temb": temb}  # diffusers passes what is named
+        if given := [name for name, value in others.items() if value is not None]:
+            raise ValueError(f"this attention takes no {', '.join(given)}: load the pipeline by diffusers to use it")
+
+        def heads(x, project, norm=None):  # (b, n, width) -> (b, heads, n, width / heads)
+            x = project(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            return x if norm is None else norm(x)
+
+        image, text = hidden_states, encoder_hidden_states
+        q = torch.cat([heads(image, attn.to_q, attn.norm_q), heads(text, attn.add_q_proj, attn.norm_added_q)], 2)
+        k = torch.cat([heads(image, attn.to_k, attn.norm_k), heads(text, attn.add_k_proj, attn.norm_added_k)], 2)
+        v = torch.cat([heads(image, attn.to_v), heads(text, attn.add_v_proj)], 2)
+        bias = None
+        if text.shape[1] == self.folded:
+            bias = torch.zeros(1, 1, 1, k.shape[2], dtype=q.dtype, device=q.device)
+            bias[..., -1] = math.log(self.copies)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+        out_image, out_text = out[:, : image.shape[1]], out[:, image.shape[1] :]
+        out_image = attn.to_out[1](attn.to_out[0](out_image))
+        return out_image, out_text if attn.context_pre_only else attn.to_add_out(out_text)

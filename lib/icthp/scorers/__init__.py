@@ -1,0 +1,8 @@
+"""Scorers: one interface, score(pixels in [0, 1], prompts) -> Tensor (b,), and a file for each family.
+
+`load` finds a scorer by name; `base` says what all have; `clip`, `hp`, `combined`, `jpeg`, `aesthetic` and `imagereward` are the families.
+`checkpoints` reads CLIPs in every published layout, `states` the files of weights, `hub` saves, publishes and writes model cards."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

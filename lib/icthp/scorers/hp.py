@@ -1,0 +1,96 @@
+"""scorers.hp."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from icthp import kernels
+from icthp.preprocessing import Preprocessing
+from icthp.scorers.base import Scorer, apply_head
+from icthp.scorers.checkpoints import read_json
+from icthp.scorers.clip import ClipScorer, hub_options, load_clip
+from icthp.scorers.hub import HubMixin
+from icthp.scorers.states import fill, folder_of, read_state
+
+
+def make_head(width: int, variant: str = "paper", outputs: int = 1) -> nn.Sequential:
+    """HP's head on a (b, width) image embedding. "paper": LayerNorm and a GELU MLP, default init. "linear": one layer. "affine":
+    five linear layers without a non-linearity between, dropout after the first three, as in the released model: one affine
+    map. "released": the same, its weights drawn from N(0, 1 / (width + 1)), zero bias, so that it starts at 1e-10."""
+    if variant not in ("paper", "linear", "affine", "released"):
+        raise ValueError(f'head must be "paper", "linear", "affine" or "released", not {variant!r}')
+    if variant == "paper":
+        return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Dropout(0.1), nn.Linear(width, outputs))
+    if variant == "linear":
+        return nn.Sequential(nn.Linear(width, outputs))
+    widths, drops = [width, 1024, 128, 64, 16, outputs], [0.2, 0.2, 0.1]
+    layers = []
+    for i, (n, m) in enumerate(zip(widths, widths[1:])):
+        linear = nn.Linear(n, m)
+        if variant == "released":
+            nn.init.normal_(linear.weight, std=1 / (width + 1))
+            nn.init.zeros_(linear.bias)
+        layers += [linear, nn.Dropout(drops[i])] if i < len(drops) else [linear]
+    return nn.Sequential(*layers)
+
+
+class HpScorer(Scorer, HubMixin):
+    """HP: sigmoid(head(image embedding)) in (0, 1), the embedding not normalised; the prompt plays no part. The head is
+    outside autocast: scores that differ by less than bfloat16's 0.004 stay apart. config: `head`'s arguments."""
+
+    needs_prompt = False
+    unit = "probability-like, 0 to 1"
+
+    def __init__(self, clip: ClipScorer, head_: nn.Module, config: dict | None = None):
+        super().__init__()
+        self.clip, self.head, self.config = clip, head_, config or {}
+
+    @property
+    def recipe(self) -> Preprocessing:
+        return self.clip.recipe
+
+    def fold(self) -> "HpScorer":
+        """The same scores in eval mode: a head without a non-linearity becomes one linear layer."""
+        if self.config.get("variant") not in ("linear", "affine", "released"):
+            return self
+        folded = HpScorer(self.clip, kernels.hp_head(self.head), self.config | {"variant": "linear"})
+        folded.card = self.card
+        return folded
+
+    def raw(self, pixels: Tensor) -> Tensor:
+        """(b, outputs): the score before its sigmoid, and the logarithm of its variance where the head has one."""
+        return apply_head(self.head, self.clip.image_features(pixels, normalize=False))
+
+    def forward(self, pixels: Tensor, prompts=None) -> Tensor:
+        return torch.sigmoid(self.raw(pixels)[:, 0])
+
+    def _save_pretrained(self, folder: Path) -> None:
+        """The tuned CLIP in open_clip's format, the head beside it; the mixin writes config.json."""
+        self.clip._save_pretrained(folder)
+        save_file({k: v.detach().cpu().contiguous() for k, v in self.head.state_dict().items()}, folder / "hp.safetensors")
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, config: dict | None = None, **where) -> "HpScorer":
+        return load_hp(*hub_options(model_id, where)).eval()
+
+
+def load_hp(source: str, where: dict | None = None) -> HpScorer:
+    """A folder that HpScorer.save_pretrained wrote, or the released layout: hp_backbone/pytorch_model.bin and
+    hp_scorer/mlp_pytorch_model.bin."""
+    folder = folder_of(source, **(where or {}))
+    released = folder / "hp_scorer/mlp_pytorch_model.bin"
+    if released.exists() and not (folder / "hp.safetensors").exists():
+        clip = load_clip(f"local-dir:{folder / 'hp_backbone'}")
+        state = {name.removeprefix("layers."): value for name, value in read_state(released).items()}
+        if "0.weight" not in state:
+            raise ValueError(f"{released} has no layers.0.weight: it is not the released head of HP")
+        config = {"width": state["0.weight"].shape[1], "variant": "released"}
+        return HpScorer(clip, fill(make_head(**config), state, released), config)
+    config = read_json(folder / "config.json")
+    if "width" not in config or (unknown := config.keys() - {"width", "variant", "outputs"}):
+        said = f"has an unknown {', '.join(sorted(unknown))}" if "width" in config else "lacks `width`"
+        raise ValueError(f"{folder / 'config.json'} {said}; HP's head has width, variant and outputs")
+    head_ = fill(make_head(**config), read_state(folder / "hp.safetensors"), folder / "hp.safetensors")
+    return HpScorer(load_clip(f"local-dir:{folder}"), head_, config).with_card(folder)

@@ -1,0 +1,112 @@
+"""Plain values (JSON's types) that tell options and pipelines apart, the same in every process: for the recipe of a run that goes on
+after a kill, and for the names of files that are kept between runs."""
+
+import functools
+import inspect
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from icthp import files
+
+LIBRARIES = ("torch", "diffusers", "transformers", "peft")
+DRAWS = ("tuning/sampling", "tuning/lora", "pipelines", "images")  # the modules of this project between a prompt and its picture
+
+
+def identity_of(value):
+    """An option's: a tensor's bytes; a function's name, and where it has no name of its own its code and the values that it closes over;
+    what a partial calls and with what; of any other object what it says of itself, or its class."""
+    if isinstance(value, bool | int | float | str | None):
+        return value
+    if isinstance(value, np.ndarray | np.generic):
+        value = torch.from_numpy(np.array(value))
+    if isinstance(value, Tensor):
+        return [str(value.dtype), list(value.shape), files.digest(_bytes(value))]
+    if isinstance(value, dict):
+        return {str(name): identity_of(part) for name, part in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [identity_of(part) for part in value]
+    if isinstance(value, functools.partial):
+        return {"calls": identity_of(value.func), "arguments": identity_of(value.args)} | identity_of(value.keywords)
+    if inspect.ismethod(value):
+        return [identity_of(value.__func__), identity_of(value.__self__)]
+    if inspect.isfunction(value):
+        return _of_function(value)
+    if isinstance(value, nn.Module):
+        return [type(value).__qualname__, files.digest(repr(value)), files.fingerprint(value)]
+    said = repr(value)
+    return f"{type(value).__module__}.{type(value).__qualname__}" if " at 0x" in said else said  # an address is another in every process
+
+
+def _bytes(value: Tensor) -> bytes:
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _of_function(function):
+    name = f"{function.__module__}.{function.__qualname__}"
+    if "<" not in function.__qualname__:
+        return name
+    closed = [cell.cell_contents for cell in function.__closure__ or ()]
+    values = [function.__defaults__, function.__kwdefaults__, [value for value in closed if value is not function]]  # it may call itself
+    return [name, files.digest(_code(function.__code__)), identity_of(values)]
+
+
+def identity_of_code(function) -> list:
+    """A function's name and what it does, without the values that it closes over."""
+    return [f"{function.__module__}.{function.__qualname__}", files.digest(_code(function.__code__))]
+
+
+def _code(code) -> list:
+    """What a compiled function does: instructions, names and constants, without the lines that they stand in."""
+    constants = [_code(part) if inspect.iscode(part) else repr(part) for part in code.co_consts]
+    return [code.co_code.hex(), list(code.co_names), constants]
+
+
+def identity_of_pipeline(pipe: DiffusionPipeline) -> dict:
+    """Of all that a diffusers pipeline draws with but the text, which the tokenizers read: weights, configurations, scheduler, LoRAs and
+    how strong they are, device class, libraries and the code of this project that draws."""
+    parts = {name: _of_part(part) for name, part in sorted(pipe.components.items()) if part is not None}
+    own = {"pipeline": type(pipe).__name__, "config": _config(pipe), "device": pipe.device.type}
+    if torch.is_autocast_enabled(pipe.device.type):
+        own["autocast"] = str(torch.get_autocast_dtype(pipe.device.type))
+    return own | {"parts": parts, "versions": {name: version(name) for name in LIBRARIES}, "code": files.code(*DRAWS)}
+
+
+def _of_part(part) -> list:
+    own = [type(part).__name__, _config(part), str(getattr(part, "shift", ""))]  # a scheduler's, which set_shift moves
+    if not isinstance(part, nn.Module):
+        return own
+    tiles = {name: str(value) for name, value in sorted(vars(part).items()) if name.startswith(("use_", "tile_"))}  # an autoencoder's
+    return [*own, files.fingerprint(part), _adapters(part), tiles, _hooks(part)]
+
+
+def _hooks(model: nn.Module) -> list:
+    """What somebody hung into its layers and may change what they do; transformers hangs in its own, which only look."""
+    foreign = lambda hook: not getattr(hook, "__module__", "").startswith("transformers.")
+    found = [[name, kind, [identity_of(hook) for hook in getattr(m, kind).values() if foreign(hook)]]
+             for name, m in model.named_modules() for kind in ("_forward_hooks", "_forward_pre_hooks")]  # fmt: skip
+    added = [[name, sorted(m._diffusers_hook.hooks)] for name, m in model.named_modules() if hasattr(m, "_diffusers_hook")]
+    return [row for row in found if row[2]] + added
+
+
+def _config(part) -> dict:
+    """Without the path that it came from."""
+    config = getattr(part, "config", {})
+    config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return {name: str(value) for name, value in config.items() if name != "_name_or_path"}
+
+
+def _adapters(model: nn.Module) -> list:
+    """Of each layer with LoRAs: which act and how strongly, which are fused into the weights."""
+    acting = lambda m: {} if m.disable_adapters else {name: m.scaling[name] for name in m.active_adapters if name in m.scaling}
+    return [[name, acting(m), m.merged_adapters] for name, m in model.named_modules() if isinstance(m, LoraLayer)]
+
+
+def identity_of_tokens(pipe: DiffusionPipeline, prompts: list[str]) -> dict:
+    """What each tokenizer of the pipeline reads in the prompts and in the empty one."""
+    known = {name: part for name, part in sorted(pipe.components.items()) if name.startswith("tokenizer") and part is not None}
+    return {name: [part([*prompts, ""], truncation=True).input_ids, str(part.model_max_length)] for name, part in known.items()}
