@@ -41,7 +41,7 @@ def measure(row: str, seed: int, options: dict, params: dict) -> pd.DataFrame:
         pipe, texts, steps=shared["sampler_steps"], seed=100_000 * seed, ids=ids, size=shared["size"], guidance=own["guidance"]
     )
     values, _ = evaluation.evaluate_generator(
-        draw, texts, tasks, scorers, microworld.load_detector(shared["detector"], scorers["clip"]).look
+        draw, texts, tasks, scorers, microworld.load_detector(shared["detector"], scorers["clip"]).measure
     )
     frames = [pd.DataFrame({"measure": name, "index": range(len(v)), "unit": list(map(str, v.index)), "value": v.to_numpy()})
               for name, v in values.items()]  # fmt: skip

@@ -89,7 +89,7 @@ def test_no_graph_before_the_last_k_steps(pipe, prompt):
 
 def test_lv_with_one_copy_of_the_last_step(pipe, prompt):
     """DRaFT-LV by hand: finish the sample, noise it to the last level, denoise once with a graph."""
-    step, staged = gradient(pipe, prompt, lv=2)
+    step, staged = gradient(pipe, prompt, lv_samples=2)
     assert step.rewards.shape == (6,) and step.pixels.shape[0] == 6
     generator = torch.Generator().manual_seed(0)
     sigma = sampling.noise_levels(pipe, STEPS).tolist()
@@ -106,7 +106,9 @@ def test_lv_with_one_copy_of_the_last_step(pipe, prompt):
     assert (staged - whole).norm() <= 1e-5 * whole.norm()
 
 
-@pytest.mark.parametrize("options", [{"reforward": True}, {"merge": True}, {"reforward": True, "merge": True, "decode_batch": 1}])
+@pytest.mark.parametrize(
+    "options", [{"recompute_last_steps": True}, {"merge": True}, {"recompute_last_steps": True, "merge": True, "decode_batch": 1}]
+)
 @pytest.mark.parametrize("k", [1, 2])
 def test_memory_and_speed_change_no_gradient(pipe, prompt, k, options):
     before = {name: p.clone() for name, p in pipe.transformer.named_parameters()}
@@ -163,13 +165,13 @@ def test_a_picture_without_a_finite_reward_is_left_out(pipe, prompt):
         return run(reward), torch.cat([p.grad.flatten() for p in lora(pipe)])
 
     (step, some), (_, expected) = left(broken), left(few)
-    assert step.kept.tolist() == [True, False, True] and step.rewards[1].isnan()
+    assert step.valid.tolist() == [True, False, True] and step.rewards[1].isnan()
     assert (some - expected).norm() <= 1e-5 * expected.norm()
     with pytest.raises(FloatingPointError, match="no picture"):
         run(lambda pixels, rows: reward(pixels, rows) * torch.nan)
 
 
-@pytest.mark.parametrize("options", [{}, {"k": 2, "reforward": True}, {"k": 2, "anchor": 0.7, "merge": True}, {"lv": 2}])
+@pytest.mark.parametrize("options", [{}, {"k": 2, "recompute_last_steps": True}, {"k": 2, "anchor": 0.7, "merge": True}, {"lv_samples": 2}])
 def test_a_sample_that_is_not_finite_leaves_the_batch(pipe, prompt, options):
     """One prompt embedding is infinite: rewards and gradients are those of a batch that never had it."""
     noise = lambda rows: [torch.Generator().manual_seed(100 + i) for i in rows]
@@ -183,16 +185,16 @@ def test_a_sample_that_is_not_finite_leaves_the_batch(pipe, prompt, options):
 
     ill = prompt[0].clone()
     ill[1, 0, 0] = torch.inf
-    copies = options.get("lv", 1)
+    copies = options.get("lv_samples", 1)
     (step, found), (without, expected) = run([0, 1, 2], ill), run([0, 2], prompt[0], lambda pixels, rows: reward(pixels, rows * 2))
-    assert step.kept.tolist() == [True, False, True] * copies and step.pixels[1].isnan().all()
-    if not options.get("lv"):  # whose second noise is drawn in turn by each generator all the same
-        assert torch.allclose(step.rewards[step.kept], without.rewards, atol=1e-5)
+    assert step.valid.tolist() == [True, False, True] * copies and step.pixels[1].isnan().all()
+    if not options.get("lv_samples"):  # whose second noise is drawn in turn by each generator all the same
+        assert torch.allclose(step.rewards[step.valid], without.rewards, atol=1e-5)
     assert (found - expected).norm() <= 1e-4 * expected.norm() and expected.norm() > 0
     with pytest.raises(FloatingPointError, match="no picture"):
         run([1], ill)
     finite = lambda pixels, rows: reward(pixels.nan_to_num(), rows)  # a reward that hides it
-    assert run([0, 1, 2], ill, finite)[0].kept.tolist() == [True, False, True] * copies
+    assert run([0, 1, 2], ill, finite)[0].valid.tolist() == [True, False, True] * copies
 
 
 def test_a_reward_of_another_shape_is_named(pipe, prompt):
@@ -234,7 +236,7 @@ def test_only_the_lora_trains(pipe, prompt):
     assert not any(p.requires_grad for part in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2) for p in part.parameters())
 
 
-@pytest.mark.parametrize("options", [{"k": 0}, {"k": STEPS + 1}, {"k": 2, "lv": 2}])
+@pytest.mark.parametrize("options", [{"k": 0}, {"k": STEPS + 1}, {"k": 2, "lv_samples": 2}])
 def test_k_outside_its_range(pipe, prompt, options):
     with pytest.raises(ValueError, match="k must lie in"):
         gradient(pipe, prompt, **options)
@@ -381,7 +383,7 @@ sd3, out, method = sys.argv[1:]
 torch.set_num_threads(1)
 pipe = hub.load_pipeline(sd3)
 draft.add_lora(pipe, rank=2)
-update = {"draft": partial(draft.draft_step, steps=2, lv=2), "dpo": partial(draft.dpo_step, steps=2, beta=50.0)}[method]
+update = {"draft": partial(draft.draft_step, steps=2, lv_samples=2), "dpo": partial(draft.dpo_step, steps=2, beta=50.0)}[method]
 reward = lambda pixels, prompts: -pixels.square().mean((1, 2, 3)) * torch.tensor([len(p) for p in prompts])
 history = draft.tune(pipe, ["a red circle", "two blue stars", "a green heart"], reward, update, batch=4, steps=3, lr=1e-2, accumulate=2)
 draft.save_lora(pipe, f"{out}.{__import__('accelerate').PartialState().process_index}")
@@ -426,7 +428,7 @@ def test_a_dpo_step_prefers_the_higher_reward(pipe, prompt):
             v = pipe.transformer(x, *(p.repeat(2, *[1] * (p.ndim - 1)) for p in prompt), (sigma[i] * 1000).expand(6), return_dict=False)[0]
             x = x + (sigma[i + 1] - sigma[i]) * v
     rewards = reward(sampling.decode(pipe, x), torch.arange(3).repeat(2))
-    assert torch.allclose(step.rewards, rewards, atol=1e-5) and step.kept.all()
+    assert torch.allclose(step.rewards, rewards, atol=1e-5) and step.valid.all()
     rows = torch.arange(3)
     better = torch.where(rewards[:3] >= rewards[3:], rows, rows + 3)
     loss = dpo.dpo_loss(pipe, *prompt, x[better], x[(better + 3) % 6], beta=5.0, generator=generator)
@@ -435,7 +437,7 @@ def test_a_dpo_step_prefers_the_higher_reward(pipe, prompt):
     _, turned = run(lambda r: -r)
     assert torch.nn.functional.cosine_similarity(found, turned, dim=0) < 0
     step, _ = run(lambda r: r.where(torch.arange(len(r)) != 4, torch.nan))
-    assert step.kept.tolist() == [True, False, True] * 2
+    assert step.valid.tolist() == [True, False, True] * 2
     with pytest.raises(FloatingPointError, match="no pair"):
         run(lambda r: r * torch.nan)
 
@@ -453,7 +455,7 @@ def test_a_dpo_pair_that_is_not_finite_leaves_the_batch(pipe, prompt):
     ill = prompt[0].clone()
     ill[1, 0, 0] = torch.inf
     (step, found), (_, expected) = run([0, 1, 2], ill), run([0, 2], prompt[0], lambda pixels, rows: reward(pixels, rows * 2))
-    assert step.kept.tolist() == [True, False, True] * 2
+    assert step.valid.tolist() == [True, False, True] * 2
     assert (found - expected).norm() <= 1e-4 * expected.norm() and expected.norm() > 0
     with pytest.raises(FloatingPointError, match="no pair"):
         run([1], ill, lambda pixels, rows: reward(pixels.nan_to_num(), rows))
@@ -488,7 +490,12 @@ def test_staging_takes_less_memory_and_no_more_time(tokenizer, scenes):
                 x = pipe.scheduler.step(v, t, x.detach(), return_dict=False)[0]
         (-reward(sampling.decode(pipe, x), torch.arange(4)).mean()).backward()
 
-    ways = {"whole": lambda: whole(False), "detached": lambda: whole(True), "kept": staged, "reforward": lambda: staged(reforward=True)}
+    ways = {
+        "whole": lambda: whole(False),
+        "detached": lambda: whole(True),
+        "kept": staged,
+        "recompute_last_steps": lambda: staged(recompute_last_steps=True),
+    }
     gradients, peaks = {}, {}
     for name, work in ways.items():
         for p in lora(pipe):
@@ -496,7 +503,7 @@ def test_staging_takes_less_memory_and_no_more_time(tokenizer, scenes):
         work()
         gradients[name] = torch.cat([p.grad.flatten() for p in lora(pipe)])
         peaks[name] = timing.peak_bytes(work)  # the gradients are there already
-    for name, bound in (("kept", 0.45), ("reforward", 0.3)):
+    for name, bound in (("kept", 0.45), ("recompute_last_steps", 0.3)):
         assert (gradients[name] - gradients["whole"]).norm() <= 1e-5 * gradients["whole"].norm()
         assert peaks[name] <= bound * min(peaks["whole"], peaks["detached"])
     times = {name: min(t) for name, t in timing.benchmark(ways, 3).items()}

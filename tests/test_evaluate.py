@@ -85,28 +85,28 @@ def test_assess_measures_what_is_drawn(clip_folder):
         """Told what was drawn by the prompts that it judges."""
 
         @staticmethod
-        def look(pixels, tasks=None):
+        def measure(pixels, tasks=None):
             seen = {"richness": torch.zeros(len(pixels))}
             if tasks:
                 drawn = scenes([t["prompt"] for t in tasks])
                 colour = (drawn.latents["colour_a"] + 3) % 8
                 found = truth(drawn.replace(colour_a=colour, colour_b=colour) if wrong else drawn)
-                seen["right"] = [geneval.check(f, t)[0] for f, t in zip(found, tasks)]
+                seen["correct"] = [geneval.check(f, t)[0] for f, t in zip(found, tasks)]
             return seen
 
     own = {"clip": loading.load("clip", f"local-dir:{clip_folder}")}
     wrong = False
-    values, pixels = generator.evaluate_generator(draw, texts, tasks * 2, own, Eyes.look)
+    values, pixels = generator.evaluate_generator(draw, texts, tasks * 2, own, Eyes.measure)
     assert pixels.shape == (5, 3, 64, 64) and values["geneval_mean"].mean() == pytest.approx(1) and len(values["geneval_mean"]) == 24
     assert {"jpeg_kb", "richness", "score_clip", "diversity", "sharpness"} <= values.keys() and list(values["jpeg_kb"].index) == texts
     assert values["jpeg_kb"].tolist() == (images.jpeg_bytes(pixels) / 1000).tolist() and len(values["vendi"]) == 1
     wrong = True
-    values, _ = generator.evaluate_generator(draw, texts, tasks[:5], own, Eyes.look)
+    values, _ = generator.evaluate_generator(draw, texts, tasks[:5], own, Eyes.measure)
     means = {name: v.mean() for name, v in values.items() if name.startswith("geneval")}
     assert means == pytest.approx({"geneval_single_object": 1, "geneval_two_object": 1, "geneval_counting": 1, "geneval_mean": 1})
-    values, _ = generator.evaluate_generator(draw, texts, tasks[:3] + tasks[6:7], own, Eyes.look)
+    values, _ = generator.evaluate_generator(draw, texts, tasks[:3] + tasks[6:7], own, Eyes.measure)
     assert values["geneval_colors"].mean() == 0 and values["geneval_mean"].mean() == pytest.approx(2 / 3)  # the mean of the tasks' means
-    values, _ = generator.evaluate_generator(draw, texts, tasks[:3] + tasks[6:8] * 2, own, Eyes.look)
+    values, _ = generator.evaluate_generator(draw, texts, tasks[:3] + tasks[6:8] * 2, own, Eyes.measure)
     assert values["geneval_mean"].std() == pytest.approx(0)  # each task is all right or all wrong: nothing varies within
     assert values["geneval_mean"].mean() == pytest.approx(2 / 3)  # however many pictures a task has
 
@@ -119,7 +119,7 @@ def test_every_picture_of_an_assessment_has_a_noise_of_its_own(clip_folder):
         drawn.append(list(ids))
         return torch.zeros(len(prompts), 3, 8, 8)
 
-    look = lambda pixels, tasks: {"right": [True] * len(tasks)} if tasks else {}
+    look = lambda pixels, tasks: {"correct": [True] * len(tasks)} if tasks else {}
     own = {"clip": loading.load("clip", f"local-dir:{clip_folder}")}
     generator.evaluate_generator(draw, ["a", "b"], [task] * 600, own, look)
     ids = [i for part in drawn for i in part]
@@ -148,8 +148,8 @@ def test_the_micro_detector_counts_what_geneval_counts():
     reader = Detector()
     reader.detect = lambda pixels: [stars]
     three = {"tag": "counting", "prompt": "three stars", "include": [{"class": "star", "count": 3}]}
-    assert reader.look(torch.zeros(1, 3, 64, 64), [three])["right"] == [False]
-    assert reader.look(torch.zeros(1, 3, 64, 64), [three | {"include": [{"class": "star", "count": 1}]}])["right"] == [True]
+    assert reader.measure(torch.zeros(1, 3, 64, 64), [three])["correct"] == [False]
+    assert reader.measure(torch.zeros(1, 3, 64, 64), [three | {"include": [{"class": "star", "count": 1}]}])["correct"] == [True]
 
 
 # ---- the microworld's prompts -----------------------------------------------------------------------------------------

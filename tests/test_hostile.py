@@ -96,7 +96,7 @@ def test_a_folders_own_tokenizer_reads_the_prompt(clip_of_transformers):
         want = torch.nn.functional.normalize(model.get_text_features(**tokens).pooler_output, dim=-1)
         scorer = loading.load("pickscore", f"local-dir:{folder}")
         assert (scorer.text_features(texts) - want).abs().max() < 1e-5
-    assert scorer.cut(texts).tolist() == [False] * 4 + [True]
+    assert scorer.is_truncated(texts).tolist() == [False] * 4 + [True]
 
 
 @pytest.mark.parametrize("said", [{"default_to_square": True, "size": 32}, {"size": 32}, {"rescale_factor": 1 / 127.5}], ids=str)

@@ -85,7 +85,7 @@ def test_pickscore_is_the_scaled_cosine(clip, clip_folder, pixels, prompts):
 def test_split_adds_up_and_its_irrelevant_part_is_along_the_mean_text(clip, pixels, prompts):
     words = clip.text_features(prompts)
     common = torch.nn.functional.normalize(words.mean(0), dim=0)
-    relevant, irrelevant = clip.split(pixels, prompts, common)
+    relevant, irrelevant = clip.decompose(pixels, prompts, common)
     assert torch.allclose(relevant + irrelevant, clip.score(pixels, prompts), atol=1e-6)
     assert torch.allclose(irrelevant / (words @ common), clip.image_features(pixels) @ common, atol=1e-6)
 
@@ -235,9 +235,9 @@ def test_a_prompt_is_cut_beyond_the_last_token(clip):
     count = lambda text: len(clip.tokenizer.tokenizer(text).input_ids)
     fits = next(words[:n] for n in range(len(words), 0, -1) if count(words[:n]) == limit)
     over = next(words[:n] for n in range(len(words)) if count(words[:n]) == limit + 1)
-    assert clip.cut([fits, over, "a red circle", words]).tolist() == [False, True, False, True]
+    assert clip.is_truncated([fits, over, "a red circle", words]).tolist() == [False, True, False, True]
     plain = ClipScorer(clip.model, open_clip.SimpleTokenizer(context_length=limit))  # pads with 0
-    assert plain.cut(["a " * (limit - 2), "a " * (limit - 1), "a " * 1000]).tolist() == [False, True, True]
+    assert plain.is_truncated(["a " * (limit - 2), "a " * (limit - 1), "a " * 1000]).tolist() == [False, True, True]
 
 
 def test_a_new_transformer_tells_patches_and_words_apart(sd3_folder, prompts):
@@ -316,7 +316,7 @@ def test_every_picture_with_every_prompt(clip_folder):
     hp = HpScorer(clip, make_head(16)).eval()
     for scorer in (clip, hp, combined.IctHpScorer(clip, hp), loading.load("jpeg")):
         pairs = [scorer.score(pixels, [prompt] * 3) for prompt in prompts]
-        assert torch.allclose(scorer.table(pixels, prompts), torch.stack(pairs, 1), atol=1e-6)
+        assert torch.allclose(scorer.score_matrix(pixels, prompts), torch.stack(pairs, 1), atol=1e-6)
         assert torch.allclose(pairs[0], scorer.score(pixels.float() / 255, [prompts[0]] * 3), atol=1e-6)
 
 
@@ -333,9 +333,9 @@ def test_combined_scores(clip_folder):
     gradient = torch.autograd.grad(hinge.score(pixels.requires_grad_(), prompts).sum(), pixels)[0]
     assert torch.allclose(hinge.score(pixels, prompts), c.min() - 1) and not gradient.any()
     alone = combined.CombinedScorer([(hp, 1.0, None, None)])
-    assert not alone.needs_prompt and alone.table(pixels, ["a", "b"]).shape == (3, 2)
+    assert not alone.needs_prompt and alone.score_matrix(pixels, ["a", "b"]).shape == (3, 2)
     with pytest.raises(ValueError, match="list of texts"):
-        clip.table(pixels, "a red circle")
+        clip.score_matrix(pixels, "a red circle")
     with pytest.raises(ValueError, match="at least one"):
         combined.CombinedScorer([])
 
@@ -379,7 +379,7 @@ def test_sources_that_cannot_be_are_named(tmp_path, clip_folder):
     scorer = loading.load("clip", f"local-dir:{clip_folder}")
     assert scorer.score(torch.full((1, 3, 8, 8), torch.nan), ["a"]).isnan().all()  # what DRaFT leaves out
     with pytest.raises(ValueError, match="at least one text"):
-        scorer.table(torch.rand(1, 3, 8, 8), [])
+        scorer.score_matrix(torch.rand(1, 3, 8, 8), [])
     with pytest.raises(ValueError, match="CLIP,head.pth"):
         loading.load("aesthetic", "ViT-L-14/openai")
     with pytest.raises(FileNotFoundError, match="name the publisher's folder"):
@@ -390,14 +390,14 @@ def test_an_empty_batch_scores_nothing(clip):
     hp = HpScorer(clip, make_head(16)).eval()
     for scorer in (clip, hp, combined.IctHpScorer(clip, hp), loading.load("jpeg"), combined.CombinedScorer([(clip, 1.0, None, None)])):
         assert scorer.score(torch.zeros(0, 3, 64, 64), []).shape == (0,)
-        assert scorer.table(torch.zeros(0, 3, 64, 64), ["a", "b"]).shape == (0, 2)
+        assert scorer.score_matrix(torch.zeros(0, 3, 64, 64), ["a", "b"]).shape == (0, 2)
 
 
 def test_what_is_no_prompt_and_no_picture_is_named(clip):
     with pytest.raises(ValueError, match="prompt 1 is None, not a text"):
         clip.score(torch.zeros(2, 3, 64, 64), ["a", None])
     with pytest.raises(ValueError, match="prompt 0 is nan"):
-        clip.table(torch.zeros(2, 3, 64, 64), [float("nan")])
+        clip.score_matrix(torch.zeros(2, 3, 64, 64), [float("nan")])
     for shape in ((1, 3, 0, 5), (1, 3, 5, 0), (0, 3, 0, 5)):
         with pytest.raises(ValueError, match="no height or no width"):
             clip.score(torch.zeros(shape), ["a"] * shape[0])
@@ -410,8 +410,8 @@ def test_every_scorer_says_what_it_cuts(clip):
         "icthp": combined.IctHpScorer(clip, hp),
         "sum": combined.CombinedScorer([(hp, 1.0, None, None), (clip, 1.0, None, None)]),
     }
-    assert all(scorer.cut(["a red circle", long]).tolist() == [False, True] for scorer in told.values())
-    assert not hp.cut(["a", long]).any() and not loading.load("jpeg").cut([long]).any()
+    assert all(scorer.is_truncated(["a red circle", long]).tolist() == [False, True] for scorer in told.values())
+    assert not hp.is_truncated(["a", long]).any() and not loading.load("jpeg").is_truncated([long]).any()
 
 
 @pytest.mark.parametrize("name", ["clip", "pickscore", "hp", "aesthetic", "icthp"])
@@ -428,7 +428,7 @@ def test_towers_in_bfloat16_make_no_ties(clip_folder, tmp_path, name):
     pixels = (0.5 + 0.01 * torch.randn(64, 3, 64, 64, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
     with torch.no_grad():
         with torch.autocast("cpu", torch.bfloat16):
-            inside, table = scorer.score(pixels, ["a"] * 64), scorer.table(pixels, ["a"])
+            inside, table = scorer.score(pixels, ["a"] * 64), scorer.score_matrix(pixels, ["a"])
             apart = len(clip.image_features(pixels, normalize=False).unique(dim=0))
         half = scorer.to(dtype=torch.bfloat16).score(pixels, ["a"] * 64)
     assert all(x.dtype == torch.float32 and len(x.unique()) >= 0.8 * apart for x in (inside, table, half))

@@ -15,14 +15,14 @@ def run(path=None, die_at=None, steps=9, lr=0.1, noise=0.0):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
 
-    def loss_at(model, step):
+    def loss_fn(model, step):
         if step == die_at:
             raise KeyboardInterrupt
         x = torch.randn(16, 4) + noise
         return (model(x) - x.sum(1, keepdim=True)).square().mean(), {"first": x[0, 0].item()}
 
     try:
-        history = trainer.train(model, loss_at, steps=steps, lr=lr, warmup=2, checkpoint=path, save_every=2)
+        history = trainer.train(model, loss_fn, steps=steps, lr=lr, warmup=2, checkpoint=path, save_every=2)
     except KeyboardInterrupt:
         return None, None
     return model.state_dict(), history
@@ -66,11 +66,11 @@ def test_a_checkpoint_holds_what_trains(tmp_path):
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_names_the_batch_and_leaves_the_checkpoint(tmp_path, bad):
     model = torch.nn.Linear(1, 1)
-    loss_at = lambda m, step: ((m(torch.ones(1, 1)) - 3).square().sum() * (bad if step == 5 else 1), {})
+    loss_fn = lambda m, step: ((m(torch.ones(1, 1)) - 3).square().sum() * (bad if step == 5 else 1), {})
     says = r"loss is (nan|inf) at step 5; lower the learning rate 0.1, or look at this batch, prompt_id \[50, 51\]"
     with pytest.raises(FloatingPointError, match=says):
         trainer.train(
-            model, loss_at, steps=9, lr=0.1, checkpoint=tmp_path / "c.pt", save_every=2, batch=lambda step: [10 * step, 10 * step + 1]
+            model, loss_fn, steps=9, lr=0.1, checkpoint=tmp_path / "c.pt", save_every=2, batch=lambda step: [10 * step, 10 * step + 1]
         )
     assert all(p.isfinite().all() for p in model.parameters())
     assert len(torch.load(tmp_path / "c.pt", weights_only=True)["history"]) == 4
@@ -123,14 +123,14 @@ def slope(path=None, steps=6, die_at=None, **options):
     model = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
 
-    def loss_at(model, i):
+    def loss_fn(model, i):
         if i == die_at:
             raise KeyboardInterrupt
         return (model(torch.ones(1, 1)) * (1 + i % 2)).sum(), {"i": i}
 
     options = {"lr": 0.1, "schedule": "constant", "weight_decay": 0, "checkpoint": path, "save_every": 1} | options
     try:
-        history = trainer.train(model, loss_at, steps=steps, **options)
+        history = trainer.train(model, loss_fn, steps=steps, **options)
     except KeyboardInterrupt:
         return None, None
     return model.weight.item(), history
@@ -223,8 +223,8 @@ def test_a_checkpoint_of_another_base_is_refused(tmp_path):
             torch.nn.init.constant_(p, fill)
         base.weight.data[3] = value
         model = torch.nn.Sequential(base.requires_grad_(False), top)
-        loss_at = lambda m, i: (m(torch.tensor([i])).square().sum(), {})
-        return trainer.train(model, loss_at, steps=4, lr=0.1, checkpoint=tmp_path / "c.pt")
+        loss_fn = lambda m, i: (m(torch.tensor([i])).square().sum(), {})
+        return trainer.train(model, loss_fn, steps=4, lr=0.1, checkpoint=tmp_path / "c.pt")
 
     assert tune(1.0) == tune(1.0)
     with pytest.raises(ValueError, match="another run's: model: was '[0-9a-f]+', is '[0-9a-f]+'; delete it to start again"):
@@ -266,13 +266,13 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 torch.manual_seed(0)
 model = torch.nn.Linear(500, 10)
 
-def loss_at(m, step):
+def loss_fn(m, step):
     if step == 3:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     return m(torch.ones(1, 500)).square().mean(), {}
 
 try:
-    fit(model, loss_at, steps=8, lr=0.1, checkpoint=sys.argv[1], save_every=2)
+    fit(model, loss_fn, steps=8, lr=0.1, checkpoint=sys.argv[1], save_every=2)
 except OSError as error:
     print("SAID", error)
 """
@@ -320,9 +320,9 @@ def test_fit_leaves_no_device_to_the_accelerators_that_follow():
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_callers_random_numbers_go_on(fails):
     model, state = torch.nn.Linear(8, 1), torch.get_rng_state()
-    loss_at = lambda m, _: (m(torch.rand(4, 8)).square().mean() * (math.nan if fails else 1), {})
+    loss_fn = lambda m, _: (m(torch.rand(4, 8)).square().mean() * (math.nan if fails else 1), {})
     with pytest.raises(FloatingPointError) if fails else contextlib.nullcontext():
-        trainer.train(model, loss_at, steps=2, lr=0.1)
+        trainer.train(model, loss_fn, steps=2, lr=0.1)
     assert torch.equal(torch.get_rng_state(), state)
 
 

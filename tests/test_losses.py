@@ -114,7 +114,7 @@ def test_the_released_icthp_gives_these_numbers():
     """The same criterion: softmax over the triplet, a sum over the batch, through bfloat16 cosines."""
     *data, hp = released_inputs()
     cosines = (data[0] * data[1]).sum(-1).T
-    loss = losses.icthp_loss(cosines, hp.requires_grad_(), share="softmax", reduction="sum")
+    loss = losses.icthp_loss(cosines, hp.requires_grad_(), activation="softmax", reduction="sum")
     loss.backward()
     assert loss.item() == pytest.approx(2.9728353, rel=2e-3)
     gradient = [[-0.0249874, -0.0323425, -0.0097959, -0.0157475, -0.0193034], [0.0189098, -0.0142610, -0.0147624, 0.0224072, -0.0256504],
@@ -125,10 +125,10 @@ def test_the_released_icthp_gives_these_numbers():
 def test_released_icthp_outweighs_hp_by_the_batch():
     """0.600 against about 152 at the start: one is a mean, the other a sum."""
     ict, hp = torch.zeros(256, 3), torch.zeros(256, 3)
-    assert losses.icthp_loss(ict, hp, share="softmax", reduction="sum").item() == pytest.approx(0.6 * 256, rel=1e-5)
+    assert losses.icthp_loss(ict, hp, activation="softmax", reduction="sum").item() == pytest.approx(0.6 * 256, rel=1e-5)
     assert losses.icthp_loss(ict, hp).item() == pytest.approx(0.6)
-    with pytest.raises(ValueError, match="share must be"):
-        losses.icthp_loss(ict, hp, share="sigmoid")
+    with pytest.raises(ValueError, match="activation must be"):
+        losses.icthp_loss(ict, hp, activation="own")
 
 
 def test_preference_loss_is_the_cross_entropy_of_each_pair():
@@ -248,5 +248,5 @@ def test_losses_take_their_tensors_by_name():
 def test_the_product_is_computed_in_float32():
     """bfloat16 scores: the same as of their float32 values, not of a product rounded to 8 bits."""
     ict, hp = (torch.rand(50, 3, generator=torch.Generator().manual_seed(i)).bfloat16() for i in (0, 1))
-    for share in ("own", "softmax"):
-        assert losses.icthp_loss(ict, hp, share=share) == losses.icthp_loss(ict.float(), hp.float(), share=share)
+    for activation in ("sigmoid", "softmax"):
+        assert losses.icthp_loss(ict, hp, activation=activation) == losses.icthp_loss(ict.float(), hp.float(), activation=activation)

@@ -337,4 +337,4 @@ def test_a_writing_that_fails_leaves_the_old_set(triplets_folder, tmp_path):
 
 def test_changed_pictures_are_not_kept_as_the_datas_own(triplets_folder, tmp_path):
     with pytest.raises(ValueError, match="not kept"):
-        Triplets(triplets_folder, "train", 16).seen(change=lambda content: content).cache(tmp_path)
+        Triplets(triplets_folder, "train", 16).read_as(change=lambda content: content).cache(tmp_path)

@@ -165,9 +165,9 @@ def test_hps_v2_fits_the_longer_side_of_a_tensor_on_black(shape):
 def test_hpsv2_pads_where_its_architecture_cuts(clip_folder, tmp_path):
     """Whatever lies in the folder: the rule is the publisher's; a scorer that is saved keeps it."""
     hps, clip = loading.load("hpsv2", f"local-dir:{clip_folder}"), loading.load("clip", f"local-dir:{clip_folder}")
-    assert hps.recipe == preprocessing.from_hps(clip.recipe)
+    assert hps.preprocessing == preprocessing.from_hps(clip.preprocessing)
     hps.save_pretrained(tmp_path)
-    assert loading.load("clip", f"local-dir:{tmp_path}").recipe == hps.recipe
+    assert loading.load("clip", f"local-dir:{tmp_path}").preprocessing == hps.preprocessing
 
 
 @pytest.mark.parametrize("change", [{"resize_mode": "squash"}, {"resize_mode": "longest", "fill_color": 90}, {"interpolation": "bilinear"}])
@@ -194,14 +194,14 @@ def test_a_folders_own_recipe_is_followed(clip_folder, tmp_path, change):
 
 def test_towers_of_other_recipes_do_not_share_a_resizing(clip_folder):
     ict, other = (loading.load("clip", f"local-dir:{clip_folder}") for _ in range(2))
-    open_clip.set_model_preprocess_cfg(other.model, preprocessing.to_open_clip(other.recipe._replace(mode="squash")))
+    open_clip.set_model_preprocess_cfg(other.model, preprocessing.to_open_clip(other.preprocessing._replace(mode="squash")))
     pixels, prompts = torch.rand(2, 3, 90, 160), ["a", "b"]
     for clip in (ict, other):
         hp = HpScorer(clip, make_head(16)).eval()
         both = combined.IctHpScorer(ict, hp)
         torch.testing.assert_close(both.score(pixels, prompts), ict.score(pixels, prompts) * hp.score(pixels))
     assert not torch.allclose(ict.score(pixels, prompts), other.score(pixels, prompts), atol=1e-3)
-    twice = ict.recipe._replace(resize=(80, 80))  # its result would be resized again
+    twice = ict.preprocessing._replace(resize=(80, 80))  # its result would be resized again
     open_clip.set_model_preprocess_cfg(ict.model, preprocessing.to_open_clip(twice))
     both = combined.IctHpScorer(ict, HpScorer(ict, make_head(16)).eval())
     torch.testing.assert_close(both.score(pixels, prompts), ict.score(pixels, prompts) * both.hp.score(pixels))
@@ -245,7 +245,7 @@ def test_a_transformers_folder_is_read_with_its_processor(transformers_folder, t
         )
     assert scorer.rank("a cat", [image])[0][1] == pytest.approx((out.image_embeds * out.text_embeds).sum().item(), abs=5e-3)
     scorer.save_pretrained(tmp_path / "saved")
-    assert loading.load("clip", f"local-dir:{tmp_path}/saved").recipe == scorer.recipe
+    assert loading.load("clip", f"local-dir:{tmp_path}/saved").preprocessing == scorer.preprocessing
 
 
 @pytest.mark.parametrize(("part", "field", "value"), [("vision_config", "hidden_act", "relu"), ("text_config", "layer_norm_eps", 1e-6),
@@ -278,7 +278,7 @@ def test_a_file_has_the_activation_of_the_config_beside_it(transformers_folder, 
         (alone.parent / name).write_text(json.dumps(said), encoding="utf-8")
         torch.testing.assert_close(score(), right, rtol=1e-4, atol=1e-5)
         assert checkpoints.model_config(f"tiny-quick/{alone}")["quick_gelu"]
-    assert loading.load("clip", f"tiny-quick/{alone}").recipe.mode == "squash"
+    assert loading.load("clip", f"tiny-quick/{alone}").preprocessing.mode == "squash"
 
 
 # ---- memory -----------------------------------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ def test_triplets_are_read_by_the_towers_own_recipe(own, tmp_path):
     write_triplets([row], tmp_path, "t")
     whole = [images.to_pixels(io.BytesIO(row[f"image_{i}"]["bytes"]))[None] for i in (1, 2, 3)]
     want = torch.cat([kernels.preprocess(p, own) for p in whole])
-    for triplets in (Triplets(tmp_path, "t", own), Triplets(tmp_path, "t", 16).seen(own)):
+    for triplets in (Triplets(tmp_path, "t", own), Triplets(tmp_path, "t", 16).read_as(own)):
         got = kernels.preprocess(triplets.pixels([0])[:, 0], own)
         assert got.shape == want.shape and (got - want).abs().max() <= 2.01 / 255
         kept = triplets.cache(tmp_path / str(id(triplets)))

@@ -34,7 +34,7 @@ SHORT = {"steps": 2, "batch": 4, "lr": 1e-3, "warmup": 0, "validation": 0.2, "va
 
 @pytest.mark.parametrize("options", [
     {}, {"variant": "released", "rounded": True, "beta": 6.0}, {"objective": "preference"}, {"near_lambda": 0.5},
-    {"fix_rate": 0.5}, {"ema": 0.9, "accumulate": 2}, {"validation": 0.0, "cache": False}])  # fmt: skip
+    {"frozen_fraction": 0.5}, {"ema": 0.9, "accumulate": 2}, {"validation": 0.0, "cache": False}])  # fmt: skip
 def test_ict_learns_and_loads(triplets_folder, clip_folder, tmp_path, options):
     history = train.ict(out=tmp_path, triplets=triplets_folder, clip=f"local-dir:{clip_folder}", **SHORT | options)
     scorer, base = (loading.load("ict", f"local-dir:{folder}") for folder in (tmp_path, clip_folder))
@@ -43,13 +43,13 @@ def test_ict_learns_and_loads(triplets_folder, clip_folder, tmp_path, options):
     moved = {k for k, v in scorer.state_dict().items() if not torch.equal(v, base.state_dict()[k])}
     assert moved and len(history) == 2 and list(pd.read_parquet(tmp_path / "history.parquet").step) == [0, 1]
     assert all("val_loss" in row for row in history) == ("validation" not in options)
-    if "fix_rate" in options:
+    if "frozen_fraction" in options:
         assert not any(k.startswith(("model.visual.conv1", "model.token_embedding", "model.visual.transformer.resblocks.0")) for k in moved)
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"objective": "preference"}, {"objective": "uncertain"}, {"head": "linear", "fix_rate": 1.0}, {"parity": True},
-    {"head": "released", "hinge_on": "raw", "text_lambda": 1.0, "share": "softmax", "reduction": "sum"}])  # fmt: skip
+    {}, {"objective": "preference"}, {"objective": "uncertain"}, {"head": "linear", "frozen_fraction": 1.0}, {"train_embeddings": True},
+    {"head": "released", "hinge_on": "logits", "text_lambda": 1.0, "activation": "softmax", "reduction": "sum"}])  # fmt: skip
 def test_hp_learns_and_loads(triplets_folder, clip_folder, tmp_path, options):
     source = f"local-dir:{clip_folder}"
     train.hp(out=tmp_path, triplets=triplets_folder, clip=source, ict=source, **SHORT | options)
@@ -58,7 +58,9 @@ def test_hp_learns_and_loads(triplets_folder, clip_folder, tmp_path, options):
     assert ((0 < values) & (values < 1)).all() and scorer.config["outputs"] == (2 if options.get("objective") == "uncertain" else 1)
     moved = {k for k, v in scorer.clip.state_dict().items() if not torch.equal(v, base.state_dict()[k])}
     assert not any("token_embedding" in k or k.endswith("visual.proj") or "resblocks.0" in k for k in moved)
-    assert bool(moved) == (options.get("fix_rate") != 1.0) and any("visual.conv1" in k for k in moved) == options.get("parity", False)
+    assert bool(moved) == (options.get("frozen_fraction") != 1.0) and any("visual.conv1" in k for k in moved) == options.get(
+        "train_embeddings", False
+    )
 
 
 def test_bad_options_are_named(triplets_folder, clip_folder, tmp_path):
@@ -68,7 +70,7 @@ def test_bad_options_are_named(triplets_folder, clip_folder, tmp_path):
         (train.hp, {"hinge_on": "logit"}, "hinge_on .score."),
         (train.ict, {"variant": "new"}, "variant must be"),
         (train.hp, {"head": "mlp"}, "head must be"),
-        (train.hp, {"fix_rate": 2.0}, "fix_rate must lie"),
+        (train.hp, {"frozen_fraction": 2.0}, "frozen_fraction must lie"),
         (train.ict, {"validation": 0.02}, "too few"),
         (train.ict, {"objective": "preference", "near_lambda": 1.0}, "near_lambda needs"),
         (train.ict, {"variant": "units", "theta": 1.0}, "takes no theta"),
@@ -128,8 +130,8 @@ def test_every_option_reaches_the_loss(first_loss, clip_folder):
            {"near_lambda": 0.5}, {"objective": "preference"}]  # fmt: skip
     source = f"local-dir:{clip_folder}"
     text = {"text_lambda": 1.0, "ict": source}
-    hp = [{}, {"margin": 0.1}, {"hinge_on": "raw"}, {"head": "linear"}, {"objective": "preference"}, {"objective": "uncertain"}, text,
-          text | {"share": "softmax"}, text | {"reduction": "sum"}]  # fmt: skip
+    hp = [{}, {"margin": 0.1}, {"hinge_on": "logits"}, {"head": "linear"}, {"objective": "preference"}, {"objective": "uncertain"}, text,
+          text | {"activation": "softmax"}, text | {"reduction": "sum"}]  # fmt: skip
     for stage, options in (("ict", ict), ("hp", hp)):
         found = [round(first_loss(stage, **each), 6) for each in options]
         assert len(set(found)) == len(options), list(zip(options, found))
@@ -153,11 +155,11 @@ def test_a_checkpoint_of_other_options_is_refused(triplets_folder, clip_folder, 
         "triplets": triplets_folder,
         "clip": f"local-dir:{clip_folder}",
         "head": "released",
-        "hinge_on": "raw",
+        "hinge_on": "logits",
     } | SHORT
     killed_before_the_end(monkeypatch, train.hp, **common)
-    with pytest.raises(ValueError, match="recipe.parity: was 'False', is 'True'; delete it to start again"):
-        train.hp(**common | {"parity": True})
+    with pytest.raises(ValueError, match="recipe.train_embeddings: was 'False', is 'True'; delete it to start again"):
+        train.hp(**common | {"train_embeddings": True})
 
 
 def killed_before_the_end(monkeypatch, stage, **options) -> None:
@@ -177,7 +179,7 @@ def count(step) -> float:
 
 
 def test_step_flops_at_the_papers_size():
-    """ViT-H/14 on the meta device, GFLOP a triplet: ICT without HP's tower; HP with cached ICT scalars, in parity mode (embeddings train,
+    """ViT-H/14 on the meta device, GFLOP a triplet: ICT without HP's tower; HP with cached ICT scalars, in train_embeddings mode (embeddings train,
     so the backward pass crosses the frozen half) and with the embeddings frozen too."""
     with torch.device("meta"):
         clip, head = open_clip.CLIP(**open_clip.get_model_config("ViT-H-14")), make_head(1024, "released")
@@ -193,9 +195,9 @@ def test_step_flops_at_the_papers_size():
     assert round(count(ict) / 2) == 3293
     clip.requires_grad_(False)
     layers, below = train.image_tower(clip)
-    for parity, expected in ((True, 2525), (False, 2006)):
+    for train_embeddings, expected in ((True, 2525), (False, 2006)):
         torch.nn.ModuleList(layers).requires_grad_(True)
-        train.freeze(layers, below, 0.5, parity)
+        train.freeze(layers, below, 0.5, train_embeddings)
         assert round(count(hp) / 2) == expected
 
 

@@ -217,7 +217,11 @@ def test_imagerewards_layout(images, tmp_path):
     pixels = images.clone().requires_grad_(True)
     scorer.score(pixels, PROMPTS).sum().backward()
     assert pixels.grad.isfinite().all() and pixels.grad.abs().max() > 0
-    assert scorer.cut(["a red circle", "a red circle " * 11, "a red circle " * 12]).tolist() == [False, False, True]  # 35 with its two ends
+    assert scorer.is_truncated(["a red circle", "a red circle " * 11, "a red circle " * 12]).tolist() == [
+        False,
+        False,
+        True,
+    ]  # 35 with its two ends
     assert scorer.score(images[:0], []).shape == (0,) and "size=(32, 32)" in repr(scorer)
     shutil.move(tmp_path / "ImageReward.pt", tmp_path / "other.pt")
     with pytest.raises(FileNotFoundError, match="ImageReward.pt"):

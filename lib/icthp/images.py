@@ -166,7 +166,7 @@ def decode_error(contents: bytes | None) -> str:
 
 def stack(pictures, size=None) -> Tensor:
     """Pictures or paths -> (n, 3, h, w) in [0, 1]; each through `fit_square`, as bytes, when a side or a Recipe is given."""
-    fit = lambda t: t.float() / 255 if size is None else kernels.preprocess(t[None], from_side(size).shape_only)[0]
+    fit = lambda t: t.float() / 255 if size is None else kernels.preprocess(t[None], from_side(size).without_normalization)[0]
     return torch.stack([fit(read(p)) for p in pictures])
 
 

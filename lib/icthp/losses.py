@@ -1,7 +1,7 @@
 """Labels and losses of ICT, HP and ICT-HP as pure functions of tensors: the oracle of everything faster.
 
 b triplets I1 (lost), I2 (won), I3 (refined); two prompts each, easy and refined. Half-precision input is computed in
-float32; float64 stays float64. The released code's forms are options: beta=6, rounded, share="softmax", reduction="sum".
+float32; float64 stays float64. The released code's forms are options: beta=6, rounded, activation="softmax", reduction="sum".
 ValueError names a tensor whose shape is another than its docstring says, and an empty batch: it has no mean.
 """
 
@@ -154,14 +154,14 @@ def hp_loss(hp: Tensor, margin: float = 0.3) -> Tensor:
 
 
 @full_precision
-def icthp_loss(ict: Tensor, hp: Tensor, margin: float = 0.3, *, share: str = "own", reduction: str = "mean") -> Tensor:
-    """The same hinges on the product ICT * HP; both (b, 3). share: "own", hp in (0, 1) as it is, or "softmax" over the
+def icthp_loss(ict: Tensor, hp: Tensor, margin: float = 0.3, *, activation: str = "sigmoid", reduction: str = "mean") -> Tensor:
+    """The same hinges on the product ICT * HP; both (b, 3). activation: "sigmoid", hp in (0, 1) as it is, or "softmax" over the
     triplet's raw scores; reduction: "mean" or "sum" over the batch. Released: softmax and sum."""
-    if share not in ("own", "softmax") or reduction not in ("mean", "sum"):
-        raise ValueError(f'share must be "own" or "softmax", reduction "mean" or "sum", not {share!r}, {reduction!r}')
+    if activation not in ("sigmoid", "softmax") or reduction not in ("mean", "sum"):
+        raise ValueError(f'activation must be "sigmoid" or "softmax", reduction "mean" or "sum", not {activation!r}, {reduction!r}')
     check_shapes(ict=(ict, "b 3"), hp=(hp, "b 3"))
     ict, hp = upcast(ict), upcast(hp)
-    loss = hp_loss(ict * (hp.softmax(1) if share == "softmax" else hp), margin)
+    loss = hp_loss(ict * (hp.softmax(1) if activation == "softmax" else hp), margin)
     return loss * len(hp) if reduction == "sum" else loss
 
 

@@ -30,7 +30,7 @@ class Preprocessing(NamedTuple):
     clipped: bool = True
 
     @property
-    def shape_only(self) -> "Preprocessing":
+    def without_normalization(self) -> "Preprocessing":
         """The same without its normalisation."""
         return self._replace(mean=None, std=None)
 
@@ -41,15 +41,15 @@ class Preprocessing(NamedTuple):
         return height if height == width else self.size
 
     @property
-    def keeps_its_own(self) -> bool:
+    def is_idempotent(self) -> bool:
         """Does a picture that it made come back unchanged?"""
         return self.mode == "none" or self.resize in (None, self.size)
 
     @property
-    def kept(self) -> "Preprocessing":
+    def for_cache(self) -> "Preprocessing":
         """How a picture is kept for this one, which then finds nothing left to resize: without its normalisation, and without its last cut
         where that would otherwise be made twice."""
-        return self.shape_only if self.keeps_its_own else self.shape_only._replace(size=self.resize, resize=None)
+        return self.without_normalization if self.is_idempotent else self.without_normalization._replace(size=self.resize, resize=None)
 
 
 def from_side(size) -> Preprocessing:

@@ -32,13 +32,13 @@ _NAMES = ("out", "device", "training", "triplets", "clip", "ict")  # a resumed r
 
 @isolated()
 def ict(*, out, triplets, clip, objective: str = "ict", variant: str = "paper", theta: float | None = None, neg_lambda: float = 0.5,
-        alpha: float = 20.0, beta: float = 0.5, rounded: bool = False, near_lambda: float = 0.0, fix_rate: float = 0.0,
-        parity: bool = False, device="cpu", **training) -> list[dict]:  # fmt: skip
+        alpha: float = 20.0, beta: float = 0.5, rounded: bool = False, near_lambda: float = 0.0, frozen_fraction: float = 0.0,
+        train_embeddings: bool = False, device="cpu", **training) -> list[dict]:  # fmt: skip
     """Train a CLIP on the triplets of a folder and save it to `out`, in open_clip's format; returns fit's history.
 
     objective: "ict", or "preference", PickScore's recipe on the same triplets. variant, theta: Triplets.labels'. neg_lambda, alpha,
-    beta, rounded: losses.ict_loss's. near_lambda: weight of near-miss prompts as negatives. fix_rate: share of both towers' blocks that
-    stays frozen, parity: see `freeze`. training: see `_train`."""
+    beta, rounded: losses.ict_loss's. near_lambda: weight of near-miss prompts as negatives. frozen_fraction: share of both towers' blocks that
+    stays frozen, train_embeddings: see `freeze`. training: see `_train`."""
     told = {k: v for k, v in locals().items() if k not in _NAMES}
     if objective not in ("ict", "preference"):
         raise ValueError(f'objective must be "ict" or "preference", not {objective!r}')
@@ -46,10 +46,10 @@ def ict(*, out, triplets, clip, objective: str = "ict", variant: str = "paper", 
         raise ValueError("near_lambda needs objective='ict': preferences know no mismatched prompts")
     device = _device(device)
     scorer = load("clip", clip, device=device).requires_grad_(True)
-    freeze(*image_tower(scorer.model), fix_rate, parity)
-    freeze(*text_tower(scorer.model), fix_rate, parity)
+    freeze(*image_tower(scorer.model), frozen_fraction, train_embeddings)
+    freeze(*text_tower(scorer.model), frozen_fraction, train_embeddings)
     scorer.model.logit_scale.requires_grad_(objective == "preference")  # a plain cosine has none
-    train = Triplets(triplets, "train", scorer.recipe, scorer.tokenizer)
+    train = Triplets(triplets, "train", scorer.preprocessing, scorer.tokenizer)
     if near_lambda and not any(train.texts["near"]):
         raise ValueError(f"{triplets} knows no near misses of its prompts: set near_lambda to 0")
     kinds = ("easy",) if objective == "preference" else ("easy", "refined", "near") if near_lambda else ("easy", "refined")
@@ -75,17 +75,19 @@ def ict(*, out, triplets, clip, objective: str = "ict", variant: str = "paper", 
 
 @isolated()
 def hp(*, out, triplets, clip, objective: str = "margin", margin: float = 0.3, hinge_on: str = "score", head: str = "paper",
-       fix_rate: float = 0.5, parity: bool = False, text_lambda: float = 0.0, share: str = "own", reduction: str = "mean",
+       frozen_fraction: float = 0.5, train_embeddings: bool = False, text_lambda: float = 0.0, activation: str = "sigmoid", reduction: str = "mean",
        ict: str = "", device="cpu", **training) -> list[dict]:  # fmt: skip
     """Train HP on the triplets of a folder and save it to `out`; returns fit's history.
 
     objective: "margin" (hinges), "preference" (Bradley-Terry) or "uncertain" (Thurstone; the head has a variance). hinge_on: hinges on the
-    "score", the sigmoid that is used afterwards, or on "raw" head outputs, as released. head: scores.head's variant. fix_rate: share
-    of the image tower's layers that stays frozen (1: a probe of frozen features), parity: see `freeze`. text_lambda: weight of the
-    hinges on ICT * HP, whose frozen scalars come from the scorer `ict`, once; share, reduction: losses.icthp_loss's."""
+    "score", the sigmoid that is used afterwards, or on "logits" head outputs, as released. head: scores.head's variant. frozen_fraction: share
+    of the image tower's layers that stays frozen (1: a probe of frozen features), train_embeddings: see `freeze`. text_lambda: weight of the
+    hinges on ICT * HP, whose frozen scalars come from the scorer `ict`, once; activation, reduction: losses.icthp_loss's."""
     told = {k: v for k, v in locals().items() if k not in _NAMES}
-    if objective not in ("margin", "preference", "uncertain") or hinge_on not in ("score", "raw"):
-        raise ValueError(f'objective must be "margin", "preference" or "uncertain", hinge_on "score" or "raw"; got {objective}, {hinge_on}')
+    if objective not in ("margin", "preference", "uncertain") or hinge_on not in ("score", "logits"):
+        raise ValueError(
+            f'objective must be "margin", "preference" or "uncertain", hinge_on "score" or "logits"; got {objective}, {hinge_on}'
+        )
     if text_lambda and (objective != "margin" or not ict):
         raise ValueError("text_lambda needs objective='margin' and ict, the source of a trained ICT")
     device = _device(device)
@@ -95,8 +97,8 @@ def hp(*, out, triplets, clip, objective: str = "margin", margin: float = 0.3, h
     scorer = HpScorer(backbone, make_head(**config).to(device), config)
     layers, below = image_tower(backbone.model)
     nn.ModuleList(layers).requires_grad_(True)
-    freeze(layers, below, fix_rate, parity)
-    train = Triplets(triplets, "train", backbone.recipe, backbone.tokenizer)
+    freeze(layers, below, frozen_fraction, train_embeddings)
+    train = Triplets(triplets, "train", backbone.preprocessing, backbone.tokenizer)
     frozen = _ict_scalars(ict, train, out, device) if text_lambda else None
     told |= {"ict": "" if frozen is None else digest(frozen.numpy().tobytes())}
 
@@ -107,8 +109,8 @@ def hp(*, out, triplets, clip, objective: str = "margin", margin: float = 0.3, h
             return losses.preference_loss(mean) if objective == "preference" else losses.uncertain_loss(mean, raw[..., 1])
         loss = losses.hp_loss(mean.sigmoid() if hinge_on == "score" else mean, margin)
         if text_lambda:
-            values = mean if share == "softmax" else mean.sigmoid()
-            product = losses.icthp_loss(frozen[rows].to(device), values, margin, share=share, reduction=reduction)
+            values = mean if activation == "softmax" else mean.sigmoid()
+            product = losses.icthp_loss(frozen[rows].to(device), values, margin, activation=activation, reduction=reduction)
             loss = loss + text_lambda * product * (PartialState().num_processes if spread and reduction == "sum" else 1)
         return loss
 
@@ -132,7 +134,7 @@ class _Raw(nn.Module):
         self.hp = hp
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.hp.raw(pixels)
+        return self.hp.logits(pixels)
 
 
 def _ict_scalars(source: str, train: Triplets, out, device) -> Tensor:
@@ -181,7 +183,7 @@ def _train(scorer: Scorer, model: nn.Module, loss_of, train: Triplets, out, told
         groups = train.groups[rows]  # only a batch that repeats a prompt needs to say so
         return groups.to(device) if len(groups.unique()) < len(groups) else None
 
-    def loss_at(model, i: int):
+    def loss_fn(model, i: int):
         rows, mine = rows_of(i), slice(state.process_index, None, state.num_processes)
         groups = groups_of(rows)
         return loss_of(model, rows[mine], groups if groups is None else groups[mine], True), {}
@@ -194,9 +196,9 @@ def _train(scorer: Scorer, model: nn.Module, loss_of, train: Triplets, out, told
         "batch": batch,
         "validation": validation,
         "data": train.fingerprint,
-        "recipe": str(train.recipe),
+        "recipe": str(train.preprocessing),
     }
-    history = trainer.train(model, loss_at, checkpoint=work / "checkpoint.pt", seed=seed, validate=validate if validation else None,
+    history = trainer.train(model, loss_fn, checkpoint=work / "checkpoint.pt", seed=seed, validate=validate if validation else None,
                   validate_every=validate_every, keep=keep if validation else "last", schedule="linear", recipe=recipe,
                   batch=lambda i: train.column("prompt_id")[rows_of(i)].tolist(), **options)  # fmt: skip
     if state.is_main_process:
@@ -241,15 +243,15 @@ def text_tower(clip) -> tuple[list[nn.Module], list[nn.Parameter]]:
     return [*clip.transformer.resblocks, clip.ln_final], [clip.token_embedding.weight, clip.positional_embedding]
 
 
-def freeze(layers: list[nn.Module], below: list[nn.Parameter], rate: float, parity: bool = False) -> None:
-    """Freeze the lowest int(rate * layers) of them and what lies below, so that no gradient is computed there. parity: the embeddings
+def freeze(layers: list[nn.Module], below: list[nn.Parameter], rate: float, train_embeddings: bool = False) -> None:
+    """Freeze the lowest int(rate * layers) of them and what lies below, so that no gradient is computed there. train_embeddings: the embeddings
     train all the same, as released, which runs the backward pass through all the frozen layers."""
     if not 0 <= rate <= 1:
-        raise ValueError(f"fix_rate must lie in [0, 1], not {rate}")
+        raise ValueError(f"frozen_fraction must lie in [0, 1], not {rate}")
     count = int(rate * len(layers))
     nn.ModuleList(layers[:count]).requires_grad_(False)
     for parameter in below:
-        parameter.requires_grad_(parity or not count)
+        parameter.requires_grad_(train_embeddings or not count)
 
 
 def main() -> None:

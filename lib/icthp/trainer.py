@@ -68,7 +68,7 @@ def isolated():
 @isolated()
 def train(
     model: nn.Module,
-    loss_at: Callable[[nn.Module, int], tuple[Tensor, dict]],
+    loss_fn: Callable[[nn.Module, int], tuple[Tensor, dict]],
     *,
     steps: int,
     lr: float,
@@ -93,7 +93,7 @@ def train(
 ) -> list[dict]:
     """Train the parameters of `model` that require a gradient with AdamW; returns one record of numbers a step.
 
-    loss_at(model, i) -> (scalar loss, dict of numbers to record) for batch i; a step takes `accumulate` batches. Random draws inside
+    loss_fn(model, i) -> (scalar loss, dict of numbers to record) for batch i; a step takes `accumulate` batches. Random draws inside
     it (dropout too) are seeded by (seed, i), and the caller's go on afterwards where they were. It runs where the model lies, on every
     process of an `accelerate launch`, where gradients are the mean over processes. `ema`: decay of an average of the weights, which the
     model holds in the end; 0 for none.
@@ -129,7 +129,7 @@ def train(
     optimizer.zero_grad()  # a gradient that the caller left is none of this run's
 
     def gradient(step: int) -> dict:
-        parts = [_backward(accelerator, model, loss_at, step * accumulate + j, j, accumulate, seed) for j in range(accumulate)]
+        parts = [_backward(accelerator, model, loss_fn, step * accumulate + j, j, accumulate, seed) for j in range(accumulate)]
         if all(p.grad is None for p in trainable):
             raise ValueError(f"{label}: the loss of step {step} has no gradient; is it computed inside torch.no_grad()?")
         norm = accelerator.clip_grad_norm_(trainable, clip)
@@ -187,12 +187,12 @@ def _due(step: int, steps: int, every: int) -> bool:
     return step + 1 == steps or (step + 1) % every == 0
 
 
-def _backward(accelerator: Accelerator, model, loss_at, i: int, j: int, accumulate: int, seed: int) -> dict:
+def _backward(accelerator: Accelerator, model, loss_fn, i: int, j: int, accumulate: int, seed: int) -> dict:
     """Loss and gradient of batch i, the j-th of a step's; only the last one's are exchanged between processes."""
     torch.manual_seed((seed + 7919 * accelerator.process_index) * 1_000_003 + i)
     with contextlib.nullcontext() if j == accumulate - 1 else accelerator.no_sync(model):
         with accelerator.autocast():
-            loss, numbers = loss_at(model, i)
+            loss, numbers = loss_fn(model, i)
         torch.clear_autocast_cache()  # inside the caller's autocast it would keep these weights for the next step
         if loss.requires_grad:
             accelerator.backward(loss / accumulate)

@@ -67,7 +67,7 @@ def build_triplets(
         columns = files[part] | {"refined_prompt": refined[part]}
         columns |= {"image_3": list(islice(drawn, batch))} | ({"near_miss": near_miss[part]} if near_miss else {})
         easy = columns["easy_prompt"]
-        pixels = [stack([io.BytesIO(file["bytes"]) for file in columns[f"image_{i}"]], scorer.recipe.kept) for i in (1, 2, 3)]
+        pixels = [stack([io.BytesIO(file["bytes"]) for file in columns[f"image_{i}"]], scorer.preprocessing.for_cache) for i in (1, 2, 3)]
         one, two = (scorer.score(p.to(scorer.device), easy).cpu() for p in pixels[:2])
         similar = (scorer.text_features(easy) * scorer.text_features(refined[part])).sum(-1).cpu()
         (e1, e2, _), (r1, r2, _) = (labels.T for labels in losses.ict_labels(one, two, similar, theta))

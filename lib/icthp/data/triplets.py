@@ -157,26 +157,26 @@ class Triplets:
     def __init__(self, folder, split: str, size, tokenizer=None):
         self.files = shards(folder, split, "`dvc repro pick_high` makes it, or run that notebook first")
         check_columns(self.files, TRIPLETS, "`dvc repro pick_high` writes a table that has them")
-        self.split, self.recipe, self.bytes, self.change = split, from_side(size).kept, None, None
+        self.split, self.preprocessing, self.bytes, self.change = split, from_side(size).for_cache, None, None
         plain = datasets.Features({name: f for name, f in TRIPLETS.items() if not isinstance(f, datasets.Image)})
         self._columns = read(self.files, plain, needed=("easy_prompt", "refined_prompt"))
         self.texts = {kind: self._columns[f"{kind}_prompt"][:] for kind in ("easy", "refined")} | {"near": self._columns["near_miss"][:]}
         self.groups = torch.tensor(prompt_groups(self.texts["easy"], tokenizer), dtype=torch.int64)
 
-    def seen(self, recipe: Preprocessing | None = None, change: Callable[[bytes], bytes] | None = None) -> "Triplets":
+    def read_as(self, recipe: Preprocessing | None = None, change: Callable[[bytes], bytes] | None = None) -> "Triplets":
         """The same triplets as a tower of another recipe reads them, or with every picture's file changed first."""
-        recipe, change = self.recipe if recipe is None else recipe.kept, change or self.change
-        if (recipe, change) == (self.recipe, self.change):
+        recipe, change = self.preprocessing if recipe is None else recipe.for_cache, change or self.change
+        if (recipe, change) == (self.preprocessing, self.change):
             return self
         self._contents  # noqa: B018  read once, for all that see them
         other = copy.copy(self)
-        other.recipe, other.change, other.bytes = recipe, change, None
+        other.preprocessing, other.change, other.bytes = recipe, change, None
         return other
 
     @property
     def size(self) -> int | tuple[int, int]:
         """Side of the square pictures; (height, width) where they are none."""
-        return self.recipe.side
+        return self.preprocessing.side
 
     @cached_property
     def rows(self) -> datasets.Dataset:
@@ -226,7 +226,7 @@ class Triplets:
         if self.change:
             raise ValueError("pictures that were changed first are not kept: they would be taken for the data's own")
         how = digest(code(*DECODING), PIL.__version__, torch.__version__)
-        file = Path(folder) / f"{self.split}-{self.fingerprint}-{digest(list(self.recipe))}-{how}.npy"
+        file = Path(folder) / f"{self.split}-{self.fingerprint}-{digest(list(self.preprocessing))}-{how}.npy"
         try:
             self.bytes = np.load(file, mmap_mode="r")
         except (OSError, ValueError, EOFError):  # there is none, or it is cut
@@ -244,7 +244,7 @@ class Triplets:
 
     def _decode_all(self, file: Path) -> None:
         self.bytes = None
-        store = np.lib.format.open_memmap(file, "w+", np.uint8, (len(self), 3, 3, *self.recipe.size))
+        store = np.lib.format.open_memmap(file, "w+", np.uint8, (len(self), 3, 3, *self.preprocessing.size))
         for start in range(0, len(self), 256):
             part = range(start, min(start + 256, len(self)))
             store[part.start : part.stop] = self.pixels(part).movedim(1, 0).mul(255).round().byte().numpy()
@@ -265,7 +265,7 @@ class Triplets:
 
     def _pixels(self, name: str, row: int, contents: bytes) -> Tensor:
         try:
-            return stack([io.BytesIO(self.change(contents) if self.change else contents)], self.recipe)[0]
+            return stack([io.BytesIO(self.change(contents) if self.change else contents)], self.preprocessing)[0]
         except ValueError as error:
             raise ValueError(f"{self.files[0]}: {name} of row {row} of {self.split} {decode_error(contents) or error}") from error
 

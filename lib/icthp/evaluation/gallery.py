@@ -177,7 +177,7 @@ def _readers(scorer) -> list:
     """The functions `cut` of the scorer or of those of its parts that read prompts."""
     if not getattr(scorer, "needs_prompt", True):
         return []
-    return [scorer.cut] if hasattr(scorer, "cut") else [cut for part in scorer.children() for cut in _readers(part)]
+    return [scorer.is_truncated] if hasattr(scorer, "is_truncated") else [cut for part in scorer.children() for cut in _readers(part)]
 
 
 # ---- what was seen ----------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def _readers(scorer) -> list:
 def summary(scorers: dict, table: pd.DataFrame) -> pd.DataFrame:
     """A row a scorer: what its number is, what it compares, how many pictures have one, how many scores are no number (NaN, infinite), how
     many prompts were cut, and the least, middle and greatest. scorers and table: `score`'s."""
-    said = {name: {"number": s.unit, "compares": _compares(s)} | _counts(name, s, table) for name, s in scorers.items()}
+    said = {name: {"number": s.score_scale, "compares": _compares(s)} | _counts(name, s, table) for name, s in scorers.items()}
     seen = table[list(scorers)].replace([np.inf, -np.inf], np.nan).agg(["min", "median", "max"]).T
     return pd.DataFrame(said).T.join(seen)
 

@@ -150,11 +150,11 @@ class Judge:
     def __init__(self, detector: Mask2Former, colours: ClipColours):
         self.detector, self.colours = detector, colours
 
-    def look(self, pixels: torch.Tensor, tasks: list[dict] | None = None) -> dict:
-        """{"right": a truth a picture of pixels (b, 3, h, w) in [0, 1]}; without tasks, nothing."""
+    def measure(self, pixels: torch.Tensor, tasks: list[dict] | None = None) -> dict:
+        """{"correct": a truth a picture of pixels (b, 3, h, w) in [0, 1]}; without tasks, nothing."""
         arrays = pixels.mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         judged = (evaluate(Image.fromarray(a), task, self.detector, self.colours) for a, task in zip(arrays, tasks or []))
-        return {"right": [row["correct"] for row in judged]} if tasks else {}
+        return {"correct": [row["correct"] for row in judged]} if tasks else {}
 
 
 def evaluate(picture: Image.Image, metadata: dict, detector, colours: ClipColours) -> dict:

@@ -10,7 +10,7 @@ from icthp import images
 def score_triplets(scorer, triplets, kind: str = "easy", batch: int = 128, prompts: list[str] | None = None) -> Tensor:
     """Scores (n, 3) of I1, I2, I3, as the scorer's own recipe reads them, with each row's own prompt of that kind, or with `prompts` (n)
     instead."""
-    triplets, prompts, out = triplets.seen(getattr(scorer, "recipe", None)), prompts or triplets.texts[kind], []
+    triplets, prompts, out = triplets.read_as(getattr(scorer, "preprocessing", None)), prompts or triplets.texts[kind], []
     for rows in torch.arange(len(triplets)).split(batch):
         own = [prompts[r] for r in rows.tolist()]
         out.append(torch.stack([scorer.score(p.to(scorer.device), own).cpu() for p in triplets.pixels(rows)], 1))

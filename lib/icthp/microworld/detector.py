@@ -55,12 +55,12 @@ class Detector(nn.Module):
         return [sorted(f, key=lambda d: -d.score) for f in found]
 
     @torch.no_grad()
-    def look(self, pixels: Tensor, tasks: list[dict] | None = None) -> dict:
-        """{"richness": (b,)} and, where each picture has a task of GenEval's metadata, "right": is it fulfilled?"""
+    def measure(self, pixels: Tensor, tasks: list[dict] | None = None) -> dict:
+        """{"richness": (b,)} and, where each picture has a task of GenEval's metadata, "correct": is it fulfilled?"""
         seen = {"richness": self(pixels)[3]}
         if not tasks:
             return seen
-        return seen | {"right": [check(filter_detections(found, task), task)[0] for found, task in zip(self.detect(pixels), tasks)]}
+        return seen | {"correct": [check(filter_detections(found, task), task)[0] for found, task in zip(self.detect(pixels), tasks)]}
 
     def save(self, folder) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)

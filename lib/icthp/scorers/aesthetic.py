@@ -13,15 +13,15 @@ class AestheticScorer(Scorer):
     """LAION's aesthetic predictor: linear layers on a unit CLIP ViT-L/14 image feature, about 1 to 10."""
 
     needs_prompt = False
-    unit = "about 1 to 10"
+    score_scale = "about 1 to 10"
 
     def __init__(self, clip: ClipScorer, head_: nn.Module):
         super().__init__()
         self.clip, self.head = clip, head_
 
     @property
-    def recipe(self) -> Preprocessing:
-        return self.clip.recipe
+    def preprocessing(self) -> Preprocessing:
+        return self.clip.preprocessing
 
     def forward(self, pixels: Tensor, prompts=None) -> Tensor:
         return apply_head(self.head, self.clip.image_features(pixels)).squeeze(-1)

@@ -10,12 +10,12 @@ from icthp.preprocessing import Preprocessing
 
 
 class Scorer(nn.Module):
-    """Base of all scorers. `needs_prompt` says whether prompts may be None; `unit` what the number means."""
+    """Base of all scorers. `needs_prompt` says whether prompts may be None; `score_scale` what the number means."""
 
     needs_prompt = True
-    unit = "cosine"
+    score_scale = "cosine"
     name = ""  # as `scores.load` knows it
-    recipe: Preprocessing | None = None  # what is done to a picture first, where one recipe says it all
+    preprocessing: Preprocessing | None = None  # what is done to a picture first, where one recipe says it all
 
     def score(self, pixels: Tensor, prompts: list[str] | None = None) -> Tensor:
         """pixels (b, 3, h, w) float in [0, 1], or uint8, which is faster and has no gradient; b prompts, or None for scorers
@@ -30,7 +30,7 @@ class Scorer(nn.Module):
             _texts(prompts)
         return self(pixels, list(prompts) if self.needs_prompt else None) if len(pixels) else pixels.new_zeros(0, dtype=torch.float32)
 
-    def table(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+    def score_matrix(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """Every picture of pixels (b, 3, h, w) with every one of p prompts -> (b, p); scorers of two towers run each once."""
         check_pixels(pixels)
         if isinstance(prompts, str):
@@ -38,13 +38,13 @@ class Scorer(nn.Module):
         if not prompts:
             raise ValueError("prompts must hold at least one text")
         _texts(prompts)
-        return self._table(pixels, list(prompts)) if len(pixels) else pixels.new_zeros(0, len(prompts), dtype=torch.float32)
+        return self._score_matrix(pixels, list(prompts)) if len(pixels) else pixels.new_zeros(0, len(prompts), dtype=torch.float32)
 
-    def cut(self, prompts: list[str]) -> Tensor:
+    def is_truncated(self, prompts: list[str]) -> Tensor:
         """(b,) bool: is a prompt longer than this scorer reads? Of scorers without a limit, or of the image alone, none is."""
         return torch.zeros(len(prompts), dtype=torch.bool)
 
-    def _table(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+    def _score_matrix(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         if not self.needs_prompt:
             return self(pixels)[:, None].expand(-1, len(prompts))
         return torch.stack([self(pixels, [prompt] * len(pixels)) for prompt in prompts], 1)

@@ -49,7 +49,7 @@ class ClipScorer(Scorer, HubMixin):
         super().__init__()
         self.model, self.tokenizer, self.scaled, self.architecture = model, tokenizer, scaled, architecture
         self._hub_mixin_config = None  # open_clip's own file says all
-        self.unit = "logit-scaled cosine" if scaled else "cosine"
+        self.score_scale = "logit-scaled cosine" if scaled else "cosine"
         self.folded = False  # has the patch embedding taken over the normalisation?
 
     def fold(self) -> "ClipScorer":
@@ -63,7 +63,7 @@ class ClipScorer(Scorer, HubMixin):
         if self.folded:
             raise ValueError("a folded scorer is for use only: save the one that was loaded")
         save_clip(self.model, self.tokenizer, self.architecture, folder, dtype=torch.float32)
-        said, own = folder / "open_clip_config.json", preprocessing.to_open_clip(self.recipe)
+        said, own = folder / "open_clip_config.json", preprocessing.to_open_clip(self.preprocessing)
         more = {key: own[key] for key, usual in preprocessing.DEFAULTS.items() if own[key] != usual}
         if more:  # what open_clip's own writer leaves out
             config = json.loads(said.read_text(encoding="utf-8"))
@@ -76,28 +76,28 @@ class ClipScorer(Scorer, HubMixin):
     def extra_repr(self) -> str:
         """What tells scorers of equal weights apart."""
         tokens = digest(self.architecture, self.tokenizer([PROBE]).tolist())  # equal weights may be read by other heads or other tokens
-        return f"scaled={self.scaled}, {self.recipe}, folded={self.folded}, tokens={tokens}"
+        return f"scaled={self.scaled}, {self.preprocessing}, folded={self.folded}, tokens={tokens}"
 
     @property
-    def recipe(self) -> Preprocessing:
+    def preprocessing(self) -> Preprocessing:
         """What is done to a picture before the image tower reads it."""
         return preprocessing.from_tower(self.model.visual)
 
     @property
     def size(self) -> int | tuple[int, int]:
         """Side of the square that the image tower reads; (height, width) where it reads none."""
-        return self.recipe.side
+        return self.preprocessing.side
 
     def preprocess(self, pixels: Tensor) -> Tensor:
         """What the image tower reads, for pixels (b, 3, h, w) in [0, 1]."""
-        own = self.recipe.shape_only if self.folded else self.recipe
+        own = self.preprocessing.without_normalization if self.folded else self.preprocessing
         return kernels.preprocess(pixels, own).to(self.model.logit_scale.dtype)
 
     def image_features(self, pixels: Tensor, normalize: bool = True) -> Tensor:
         """(b, d) in float32 at least, unit rows unless `normalize` is off."""
         return _unit(self.model.encode_image(self.preprocess(pixels), normalize=False), normalize)
 
-    def cut(self, prompts: list[str]) -> Tensor:
+    def is_truncated(self, prompts: list[str]) -> Tensor:
         """(b,) bool: is a prompt longer than the text tower reads?"""
         read, whole = (self.tokenizer(prompts, context_length=n * self.model.context_length) for n in (1, 4))
         padding = whole[:, -1:]  # 0 or the end token; of a text that is longer still, the end token
@@ -110,7 +110,7 @@ class ClipScorer(Scorer, HubMixin):
         place = {p: i for i, p in enumerate(unique)}
         return features[[place[p] for p in prompts]]
 
-    def split(self, pixels: Tensor, prompts: list[str], common: Tensor) -> tuple[Tensor, Tensor]:
+    def decompose(self, pixels: Tensor, prompts: list[str], common: Tensor) -> tuple[Tensor, Tensor]:
         """The cosine in two parts, (b,) each, which add up to it: text-relevant, and text-irrelevant, along `common` (d,), the
         unit mean of many text features (LongAlign, arXiv 2410.11817)."""
         image, text = self.image_features(pixels), self.text_features(prompts)
@@ -121,7 +121,7 @@ class ClipScorer(Scorer, HubMixin):
     def forward(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         return self._scale((self.image_features(pixels) * self.text_features(prompts)).sum(-1))
 
-    def _table(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+    def _score_matrix(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         image, text = self.image_features(pixels), self.text_features(prompts)
         with no_autocast(image.device):
             return self._scale(image @ text.T)

@@ -13,7 +13,7 @@ from icthp.scorers.hp import HpScorer
 class IctHpScorer(Scorer):
     """ICT * HP, one image at a time, in training and in use."""
 
-    unit = "cosine times (0 to 1)"
+    score_scale = "cosine times (0 to 1)"
 
     def __init__(self, ict: ClipScorer, hp: HpScorer):
         super().__init__()
@@ -23,21 +23,21 @@ class IctHpScorer(Scorer):
         pixels = self._square(pixels)
         return self.ict(pixels, prompts) * self.hp(pixels)
 
-    def _table(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+    def _score_matrix(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         pixels = self._square(pixels)
-        return self.ict.table(pixels, prompts) * self.hp.table(pixels, prompts)
+        return self.ict.score_matrix(pixels, prompts) * self.hp.score_matrix(pixels, prompts)
 
-    def cut(self, prompts: list[str]) -> Tensor:
-        return self.ict.cut(prompts)
+    def is_truncated(self, prompts: list[str]) -> Tensor:
+        return self.ict.is_truncated(prompts)
 
     @property
-    def recipe(self) -> Preprocessing | None:
-        own = self.ict.recipe
-        return own if own.shape_only == self.hp.recipe.shape_only else None
+    def preprocessing(self) -> Preprocessing | None:
+        own = self.ict.preprocessing
+        return own if own.without_normalization == self.hp.preprocessing.without_normalization else None
 
     def _square(self, pixels: Tensor) -> Tensor:
         """Resized once where both towers ask for the same."""
-        return pixels if self.recipe is None else kernels.preprocess(pixels, self.recipe.kept)
+        return pixels if self.preprocessing is None else kernels.preprocess(pixels, self.preprocessing.for_cache)
 
 
 class CombinedScorer(Scorer):
@@ -45,7 +45,7 @@ class CombinedScorer(Scorer):
     gradient: a high end is the hinge that keeps a reward from being chased for ever. parts: [(scorer, weight, low, high)],
     None for an open end."""
 
-    unit = "combined scores"
+    score_scale = "combined scores"
 
     def __init__(self, parts: list[tuple[Scorer, float, float | None, float | None]], product: bool = False):
         super().__init__()
@@ -58,8 +58,8 @@ class CombinedScorer(Scorer):
     def extra_repr(self) -> str:
         return f"weight, low, high={self.bounds}, product={self.product}"
 
-    def cut(self, prompts: list[str]) -> Tensor:
-        return torch.stack([s.cut(prompts) for s in self.scorers]).any(0)
+    def is_truncated(self, prompts: list[str]) -> Tensor:
+        return torch.stack([s.is_truncated(prompts) for s in self.scorers]).any(0)
 
     def forward(self, pixels: Tensor, prompts: list[str] | None = None) -> Tensor:
         cut = lambda x, low, high: x if low is None and high is None else x.clamp(low, high)

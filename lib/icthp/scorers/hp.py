@@ -41,15 +41,15 @@ class HpScorer(Scorer, HubMixin):
     outside autocast: scores that differ by less than bfloat16's 0.004 stay apart. config: `head`'s arguments."""
 
     needs_prompt = False
-    unit = "probability-like, 0 to 1"
+    score_scale = "probability-like, 0 to 1"
 
     def __init__(self, clip: ClipScorer, head_: nn.Module, config: dict | None = None):
         super().__init__()
         self.clip, self.head, self.config = clip, head_, config or {}
 
     @property
-    def recipe(self) -> Preprocessing:
-        return self.clip.recipe
+    def preprocessing(self) -> Preprocessing:
+        return self.clip.preprocessing
 
     def fold(self) -> "HpScorer":
         """The same scores in eval mode: a head without a non-linearity becomes one linear layer."""
@@ -59,12 +59,12 @@ class HpScorer(Scorer, HubMixin):
         folded.card = self.card
         return folded
 
-    def raw(self, pixels: Tensor) -> Tensor:
+    def logits(self, pixels: Tensor) -> Tensor:
         """(b, outputs): the score before its sigmoid, and the logarithm of its variance where the head has one."""
         return apply_head(self.head, self.clip.image_features(pixels, normalize=False))
 
     def forward(self, pixels: Tensor, prompts=None) -> Tensor:
-        return torch.sigmoid(self.raw(pixels)[:, 0])
+        return torch.sigmoid(self.logits(pixels)[:, 0])
 
     def _save_pretrained(self, folder: Path) -> None:
         """The tuned CLIP in open_clip's format, the head beside it; the mixin writes config.json."""

@@ -25,7 +25,7 @@ class ImageRewardScorer(Scorer):
     """ImageReward (arXiv 2304.05977): BLIP's text tower reads the prompt while it looks at the picture; linear layers on its
     first token, (r - 0.1672) / 1.0333."""
 
-    unit = "standard deviations of ImageReward's own data"
+    score_scale = "standard deviations of ImageReward's own data"
     length = 35  # tokens that its text tower reads
 
     def __init__(self, vision: nn.Module, text: nn.Module, head_: nn.Module, tokenizer):
@@ -33,21 +33,21 @@ class ImageRewardScorer(Scorer):
         self.vision, self.text, self.head, self.tokenizer = vision, text, head_, tokenizer
 
     def extra_repr(self) -> str:
-        return f"{self.recipe}, length={self.length}"
+        return f"{self.preprocessing}, length={self.length}"
 
     @property
-    def recipe(self) -> Preprocessing:
+    def preprocessing(self) -> Preprocessing:
         """CLIP's own preprocessing at the side of the vision tower."""
         mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
         return from_side(self.vision.config.image_size)._replace(mean=mean, std=std)
 
-    def cut(self, prompts: list[str]) -> Tensor:
+    def is_truncated(self, prompts: list[str]) -> Tensor:
         return torch.tensor(
             [len(ids) > self.length for ids in self.tokenizer(list(prompts)).input_ids] if prompts else [], dtype=torch.bool
         )
 
     def forward(self, pixels: Tensor, prompts: list[str]) -> Tensor:
-        pixels = kernels.preprocess(pixels, self.recipe).to(self.vision.embeddings.class_embedding.dtype)
+        pixels = kernels.preprocess(pixels, self.preprocessing).to(self.vision.embeddings.class_embedding.dtype)
         seen = self.vision(pixel_values=pixels).last_hidden_state
         tokens = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt").to(
             pixels.device

@@ -14,7 +14,7 @@ class JpegScorer(Scorer):
 
     def __init__(self, side: int | None = None):
         super().__init__()
-        self.side, self.unit = side, "kB at quality 95" + (f", at {side} x {side} pixels" if side else "")
+        self.side, self.score_scale = side, "kB at quality 95" + (f", at {side} x {side} pixels" if side else "")
 
     def extra_repr(self) -> str:
         return f"side={self.side}"

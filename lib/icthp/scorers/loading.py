@@ -81,5 +81,5 @@ def _build(name: str, sources: list[str]) -> Scorer:
         return ImageRewardScorer(*imagereward.load(*sources))
     scorer = load_clip(*sources, scaled=name == "pickscore")
     if name == "hpsv2":  # the publisher's rule, whatever the weights' own architecture does
-        open_clip.set_model_preprocess_cfg(scorer.model, preprocessing.to_open_clip(preprocessing.from_hps(scorer.recipe)))
+        open_clip.set_model_preprocess_cfg(scorer.model, preprocessing.to_open_clip(preprocessing.from_hps(scorer.preprocessing)))
     return scorer

@@ -20,34 +20,34 @@ def draft_step(
     *,
     steps: int,
     k: int = 1,
-    lv: int = 1,
+    lv_samples: int = 1,
     generator: torch.Generator | list[torch.Generator],
     size: int | tuple[int, int] | None = None,
     guidance: float = 0.0,
     negative: tuple[Tensor, Tensor] | None = None,
     anchor: float = 0.0,
     decode_batch: int = 16,
-    reforward: bool = False,
+    recompute_last_steps: bool = False,
     merge: bool = False,
 ) -> RewardStep:
     """One DRaFT step: adds the gradient of -mean(reward) to the LoRA parameters'; the caller owns the optimiser.
 
     prompt_embeds (b, n, d), pooled (b, p): from `encode`. reward(pixels (m, 3, h, w), rows (m,) int64) -> (m,): rows says
     which prompts the pictures belong to; where it, its gradient at the picture or the sample itself is not finite, the picture is left
-    out: rewards and gradients are those of the batch without it. steps: of the sampler, of which the last k keep their graph. lv > 1:
-    DRaFT-LV, the finished sample is noised lv times to the last step's level and denoised once (k must be 1). generator: one, or one a
+    out: rewards and gradients are those of the batch without it. steps: of the sampler, of which the last k keep their graph. lv_samples > 1:
+    DRaFT-LV, the finished sample is noised lv_samples times to the last step's level and denoised once (k must be 1). generator: one, or one a
     prompt. size: pixels, one side or (height, width), default the transformer's. guidance above 1: classifier-free, away from
     `negative`, `encode` of one text. anchor: weight of the mean squared distance of the velocity from the untuned transformer's
     (`without_lora`), over the steps with a graph; with the sampler's noise that is their Kullback-Leibler divergence but for a factor of
     each level.
 
-    Memory: decoder and reward see decode_batch pictures at a time. reforward: the last k steps run twice, the second time with
+    Memory: decoder and reward see decode_batch pictures at a time. recompute_last_steps: the last k steps run twice, the second time with
     their graph, so that it is never there together with the decoder's; so they do where a picture is left out. merge: see `merged`.
     Raises ValueError for k outside 1..steps, guidance without `negative`, or a size that the patches do not divide; FloatingPointError
     where no picture is left.
     """
-    if not 1 <= k <= steps or (lv > 1 and k != 1):
-        raise ValueError(f"k must lie in 1..{steps} (steps), and be 1 when lv > 1; got k={k}, lv={lv}")
+    if not 1 <= k <= steps or (lv_samples > 1 and k != 1):
+        raise ValueError(f"k must lie in 1..{steps} (steps), and be 1 when lv_samples > 1; got k={k}, lv_samples={lv_samples}")
     if guidance > 1 and negative is None:
         raise ValueError('guidance above 1 needs negative=draft.encode(pipe, [""])')
     transformer, sigmas = pipe.transformer, noise_levels(pipe, steps).tolist()
@@ -74,15 +74,15 @@ def draft_step(
         return x, away
 
     with torch.no_grad(), merged(transformer) if merge else contextlib.nullcontext():
-        x, _ = denoise(x, range(steps if lv > 1 else steps - k), rows)
-    if lv > 1:
-        noise = torch.cat([initial_noise(pipe, len(pooled), size, generator) for _ in range(lv)])
-        rows, x = rows.repeat(lv), (1 - sigmas[-2]) * x.repeat(lv, 1, 1, 1) + sigmas[-2] * noise
-    with torch.set_grad_enabled(not reforward):
+        x, _ = denoise(x, range(steps if lv_samples > 1 else steps - k), rows)
+    if lv_samples > 1:
+        noise = torch.cat([initial_noise(pipe, len(pooled), size, generator) for _ in range(lv_samples)])
+        rows, x = rows.repeat(lv_samples), (1 - sigmas[-2]) * x.repeat(lv_samples, 1, 1, 1) + sigmas[-2] * noise
+    with torch.set_grad_enabled(not recompute_last_steps):
         end, away = denoise(x, last, rows)
     result, cotangent = reward_gradient(pipe, end.detach(), rows, reward, decode_batch)
-    kept = result.kept
-    if reforward or not kept.all():  # zero times the gradient of a sample that is not finite would be NaN
+    kept = result.valid
+    if recompute_last_steps or not kept.all():  # zero times the gradient of a sample that is not finite would be NaN
         end = away = None  # with the graph, before the next one is made
         end, away = denoise(x[kept], last, rows[kept])
         cotangent = cotangent[kept]

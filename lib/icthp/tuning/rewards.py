@@ -9,9 +9,9 @@ from icthp.tuning.sampling import decode
 
 
 class RewardStep(NamedTuple):
-    rewards: Tensor  # (b,) or (lv * b,), detached
+    rewards: Tensor  # (b,) or (lv_samples * b,), detached
     pixels: Tensor  # the same pictures, (.., 3, h, w) in [0, 1], detached
-    kept: Tensor  # (b,) or (lv * b,) bool: has it a finite reward and gradient? the others were left out
+    valid: Tensor  # (b,) or (lv_samples * b,) bool: has it a finite reward and gradient? the others were left out
 
 
 def score_latents(pipe, latents: Tensor, rows: Tensor, reward) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,7 @@ def tune(
         train_ours(transformer)
     mine, (embeds, pooled) = slice(state.process_index, None, state.num_processes), encode(pipe, prompts)
 
-    def loss_at(_, step: int):
+    def loss_fn(_, step: int):
         rows = batch_indices(step, n=len(prompts), size=batch, seed=seed)[mine]
         noise = [torch.Generator().manual_seed((seed * 1_000_003 + step) * 1009 + place) for place in range(batch)[mine]]
         own = lambda pixels, places: reward(pixels, [prompts[rows[i]] for i in places.tolist()])
@@ -59,7 +59,7 @@ def tune(
         "update": identity.identity_of(update),
         "reward": _of_reward(reward),
     }
-    return train(transformer, loss_at, seed=seed, recipe=recipe, **options)
+    return train(transformer, loss_fn, seed=seed, recipe=recipe, **options)
 
 
 def _of_reward(reward) -> object:
