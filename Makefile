@@ -1,4 +1,6 @@
 # Two commands are all: `make repro` (the paper at micro scale) and `make test`. Each makes .venv when it is missing.
+# Any shell but make's default one, or macOS's make 3.81 looks for `dvc` and `ruff` in the PATH it was called with, not in .venv.
+SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
