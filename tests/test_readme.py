@@ -31,7 +31,7 @@ def test_it_is_the_templates_text():
 
 
 def test_named_tests_exist():
-    written = "".join(file.read_text(encoding="utf-8") for file in ROOT.glob("tests/test_*.py"))
+    written = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
     missing = [name for name in re.findall(r"`(test_\w+)`", README) if f"def {name}(" not in written]
     assert not missing
 
