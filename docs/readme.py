@@ -81,6 +81,7 @@ def render(runs="runs", models="models", study="study") -> str:
     return environment.get_template("README.md.j2").render(
         names=figures.NAMES,
         paradox=Results(f"{runs}/paradox/metrics.json"),
+        explanations=Results(f"{runs}/explanations/metrics.json"),
         audit=Results(f"{runs}/pick_high/metrics.json"),
         evaluate=Results(f"{runs}/evaluate/metrics.json"),
         tuned={name: Results(f"{models}/draft/{name}/metrics.json") for name in rewards},

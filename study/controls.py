@@ -66,7 +66,7 @@ def measured(scorer: scorers.Scorer, params: dict) -> pd.DataFrame:
             other = evaluation.score_triplets(scorer, test, prompts=prompts)
             counts = [i for i, miss in enumerate(near) if miss or name != "notices_near"]  # a row without a near miss does not count
             parts[name] = units[counts], evaluation.pairwise_accuracy(own[:, 2], other[:, 2])[counts]
-    scenes = microworld.sample(params["evaluate"]["paradox_scenes"], torch.Generator().manual_seed(params["shared"]["seed"]))
+    scenes = microworld.sample(params["evaluate"]["micro_scenes"], torch.Generator().manual_seed(params["shared"]["seed"]))
     with torch.no_grad():
         parts["paradox_rate"] = range(len(scenes)), evaluation.paradox_rate(microworld.score_by_level(scorer.score, scenes))
     frames = [pd.DataFrame({"measure": name, "index": range(len(u)), "unit": list(map(str, u)), "value": v.double().numpy()})

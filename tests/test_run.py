@@ -241,9 +241,9 @@ def test_scientific_numbers_are_floats_for_every_yaml_reader(path):
             assert not (isinstance(value, str) and value[:1].isdigit() and "e-" in value), f"{section}.{key}: {value!r}"
 
 
-STAGES = {"paradox": "01_scoring_paradox", "pick_high": "02_pick_high", "train_ict": "03_train_ict", "train_hp": "04_train_hp",
-          "draft": "05_draft_k", "evaluate": "06_evaluate", "figures": "07_figures", "build_microworld": "A1_build_microworld",
-          "bench": "A3_benchmarks"}  # fmt: skip
+STAGES = {"paradox": "01_scoring_paradox", "explanations": "01b_explanations", "pick_high": "02_pick_high",
+          "train_ict": "03_train_ict", "train_hp": "04_train_hp", "draft": "05_draft_k", "evaluate": "06_evaluate",
+          "figures": "07_figures", "build_microworld": "A1_build_microworld", "bench": "A3_benchmarks"}  # fmt: skip
 
 
 @pytest.mark.parametrize("section", STAGES)

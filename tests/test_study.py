@@ -36,11 +36,11 @@ def test_curves_of_tuning_are_means_over_seeds(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "RUNS", tmp_path)
     for row in ("clip", "clip_dpo"):
         for seed in (0, 1):
-            looks = {"val_loss": [None, 0.5 + seed, None, 1.0], "richness": [None, 0.2, None, 0.4 + seed]}
+            looks = {"val_loss": [None, 0.5 + seed, None, 1.0], "micro_richness": [None, 0.2, None, 0.4 + seed]}
             (tmp_path / f"{row}-{seed}/clip").mkdir(parents=True)
             pd.DataFrame({"step": range(4)} | looks).to_parquet(tmp_path / f"{row}-{seed}/clip/history.parquet")
     found = tuning.curves(["clip", "clip_dpo"]).set_index(["row", "measure", "step"])
-    last = found.loc[("clip", "richness", 3)]
+    last = found.loc[("clip", "micro_richness", 3)]
     assert last[["mean", "min", "max", "count"]].tolist() == pytest.approx([0.9, 0.4, 1.4, 2])
     assert found.loc[("clip_dpo", "val_loss", 1), "mean"] == 1 and 0 not in found.index.get_level_values("step")
 
@@ -55,7 +55,7 @@ def test_controls_are_trained_measured_and_tabled(triplets_folder, clip_folder, 
     rows = {"ict": {"base": {}, "corrected": {}}, "hp": {"corrected": {}, "text": {"text_lambda": 1.0}, "statistics": {}, "icthp": {}}}
     (tmp_path / "study").mkdir()
     (tmp_path / "params.yaml").write_text(
-        json.dumps({"shared": shared, "train_ict": recipe, "train_hp": recipe, "evaluate": {"paradox_scenes": 3}})
+        json.dumps({"shared": shared, "train_ict": recipe, "train_hp": recipe, "evaluate": {"micro_scenes": 3}})
     )
     (tmp_path / "study/params.yaml").write_text(json.dumps(rows | {"ict": rows["ict"] | {"later": {}}}))
     monkeypatch.chdir(tmp_path)

@@ -86,7 +86,7 @@ def test_assess_measures_what_is_drawn(clip_folder):
 
         @staticmethod
         def measure(pixels, tasks=None):
-            seen = {"richness": torch.zeros(len(pixels))}
+            seen = {"micro_richness": torch.zeros(len(pixels))}
             if tasks:
                 drawn = scenes([t["prompt"] for t in tasks])
                 colour = (drawn.latents["colour_a"] + 3) % 8
@@ -98,7 +98,7 @@ def test_assess_measures_what_is_drawn(clip_folder):
     wrong = False
     values, pixels = generator.evaluate_generator(draw, texts, tasks * 2, own, Eyes.measure)
     assert pixels.shape == (5, 3, 64, 64) and values["geneval_mean"].mean() == pytest.approx(1) and len(values["geneval_mean"]) == 24
-    assert {"jpeg_kb", "richness", "score_clip", "diversity", "sharpness"} <= values.keys() and list(values["jpeg_kb"].index) == texts
+    assert {"jpeg_kb", "micro_richness", "score_clip", "diversity", "sharpness"} <= values.keys() and list(values["jpeg_kb"].index) == texts
     assert values["jpeg_kb"].tolist() == (images.jpeg_bytes(pixels) / 1000).tolist() and len(values["vendi"]) == 1
     wrong = True
     values, _ = generator.evaluate_generator(draw, texts, tasks[:5], own, Eyes.measure)
