@@ -19,11 +19,18 @@ NAMES = ("str", "merge")  # and a name
 RENAMED = {  # since version 0.2.0
     "checks": "micro_checks",
     "estimate_scenes": "micro_estimate_scenes",
+    "fix_rate": "frozen_fraction",
+    "lv": "lv_samples",
     "paradox_scenes": "micro_scenes",
+    "parity": "train_embeddings",
+    "reforward": "recompute_last_steps",
     "scenes_count": "micro_scenes",
+    "share": "activation",
     "small_clip_batch": "micro_clip_batch",
     "small_clip_steps": "micro_clip_steps",
     "voted_scenes": "micro_voted_scenes",
+    "watch_every": "eval_every",
+    "watch_prompts": "eval_prompts",
     "world_detector": "micro_detector",
 }
 
