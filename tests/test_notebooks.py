@@ -10,6 +10,7 @@ import papermill
 import pytest
 import torch
 from nbclient.exceptions import CellTimeoutError
+from papermill.translators import PythonTranslator
 from PIL import Image
 
 from conftest import ROOT
@@ -32,6 +33,13 @@ def test_hygiene(path):
     assert not any(c.outputs or c.execution_count for c in code)
     assert max(len(c.source.splitlines()) for c in code if "parameters" not in c.metadata.get("tags", [])) <= 25
     assert run.declared(path)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_papermill_understands_every_parameter(path, caplog):
+    """It splits lines at each `=`, of a comment too, and warns of a line or a parameter that it does not understand."""
+    found = PythonTranslator.inspect(nbformat.read(path, 4).cells[1])
+    assert {parameter.name for parameter in found} == set(run.declared(path)) and not caplog.records
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

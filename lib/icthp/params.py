@@ -88,9 +88,11 @@ def _nodes(node: Node, kinds=PLAIN) -> Iterator[tuple[Node, tuple]]:
 
 
 def coerce(name: str, default, value, where: str = ""):
-    """`value` as the type that its declared default has; a whole number may stand for a number. ValueError names the parameter, its type
-    and the value. Any value fits a default of another type, as None."""
+    """`value` as the type that its declared default has; a whole number may stand for a number, and a list of texts for one text with
+    commas between them. ValueError names the parameter, its type and the value. Any value fits a default of another type, as None."""
     kind = type(default)
+    if kind is str and isinstance(value, list) and all(isinstance(part, str) and "," not in part for part in value):
+        return ",".join(value)
     if kind is float and type(value) is int:
         return float(value)
     if kind in KINDS and type(value) is not kind:
