@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from icthp.imports import code_digest
+from icthp.imports import code_digest, reached
 
 if TYPE_CHECKING:  # torch takes seconds to import, and files need it for `fingerprint` alone
     import torch
@@ -112,8 +112,7 @@ def fingerprint(model: "torch.nn.Module") -> str:
 
 @functools.cache
 def code(*modules: str) -> str:
-    """A digest of the named modules and packages of icthp ("pictures", "kernels", ...) as Python reads them: comments,
-    docstrings and layout do not count. It belongs into the key of a file that is kept between runs and depends on them."""
-    here = Path(__file__).parent
-    found = [file for name in modules for file in (here / f"{name}.py", *sorted((here / name).rglob("*.py"))) if file.exists()]
-    return digest(*(code_digest(file.read_text(encoding="utf-8")) for file in found))
+    """A digest of the named modules and packages of icthp ("images", "data.triplets", ...) and of all those that they import, as Python
+    reads them: comments, docstrings and layout do not count. It belongs into the key of a file that is kept between runs."""
+    found = reached("\n".join(f"import icthp.{name}" for name in modules), Path(__file__).parents[1])
+    return digest({name: code_digest(file.read_text(encoding="utf-8")) for name, file in found.items()})

@@ -46,17 +46,45 @@ def reached(source: str, lib: Path, but=frozenset(), beside: Path | None = None)
 
 def _imported(source: str, inside: str, lib: Path, beside: Path | None) -> Iterator[tuple[str, Path]]:
     """What one piece of Python imports itself, as (dotted name, file). inside: the package that it belongs to, for relative imports."""
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    attributes = _attributes(tree)
+    for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.Import):
-            names = [(alias.name, "") for alias in node.names]
+            names = [(alias.name, "", alias.asname or alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names = [(_absolute(node, inside), alias.name) for alias in node.names]
-        for module, name in names:
+            names = [(_absolute(node, inside), alias.name, alias.asname or alias.name) for alias in node.names]
+        for module, name, local in names:
             if module.partition(".")[0] == PACKAGE:
-                yield from _modules(module, name, lib)
+                used = attributes.get(local) if lib.joinpath(*module.split("."), name).is_dir() else None
+                yield from _modules(module, name, lib) if used is None else _parts(f"{module}.{name}".rstrip("."), used, lib)
             elif beside and (beside / f"{module}.py").exists():
                 yield module, beside / f"{module}.py"
+
+
+def _attributes(tree: ast.AST) -> dict[str, set[str] | None]:
+    """What is taken of each name in `name.attribute`; None where the name also stands alone, as an argument for example."""
+    owners = {id(node.value): node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
+    found: dict[str, set[str] | None] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            taken = found.setdefault(node.id, set())
+            if id(node) not in owners:
+                found[node.id] = None
+            elif taken is not None:
+                taken.add(owners[id(node)])
+    return found
+
+
+def _parts(package: str, names: set[str], lib: Path) -> Iterator[tuple[str, Path]]:
+    """The package's own file, and the modules that Python reads for `package.name`, for each name; all of them where one is unknown."""
+    init = lib.joinpath(*package.split("."), "__init__.py")
+    if package != PACKAGE and init.exists():
+        yield package, init
+    for name in sorted(names):
+        modules = list(_modules(package, name, lib))
+        inner = [module for module, file in modules if file != init]
+        yield from modules if inner else _whole(package, init.parent)
 
 
 def _absolute(node: ast.ImportFrom, inside: str) -> str:
