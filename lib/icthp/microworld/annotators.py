@@ -23,7 +23,7 @@ def weak_generator(scenes: Scenes, generator: torch.Generator, size: int = 64) -
     """What an old generator makes of the prompts: attributes go wrong, richness is low, blur and blocks appear.
 
     Returns pixels (b, 3, size, size) in [0, 1] and the truth, (b,) float32 each: alignment, the share of the prompt's shapes and
-    colours that are drawn; richness in [0, 0.6]; artefact, the strength of blur and blocks in [0, 1].
+    colours that are drawn; richness, at most 5/8; artefact, the strength of blur and blocks in [0, 1].
     """
     uniform = lambda: torch.rand(len(scenes), generator=generator)
     s = scenes.latents
