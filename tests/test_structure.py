@@ -184,7 +184,7 @@ def test_every_module_says_what_it_is():
 def test_each_name_that_a_package_hands_on_is_defined(package):
     files = modules(LIB)
     for (origin, name), (module, there) in stubs(LIB).items():
-        if origin == package and f"{module}.{there}" not in files:
+        if origin == package and f"{module}.{there}".strip(".") not in files:
             assert module in files, f"{package}.{name}: there is no module {module}"
             assert there in defined(ast.parse(python_of(files[module]))), f"{module} defines no {there}"
 
@@ -209,6 +209,33 @@ def test_every_name_that_a_package_is_asked_for_is_there():
     files, handed_on = modules(LIB), stubs(LIB)
     asked = {(path, name) for path, tree in trees(ROOT, *CALLERS).items() for name in imported(tree, files, handed_on)}
     assert not sorted(f"{path}: icthp.{name}" for path, name in asked if name not in files)
+
+
+# ---- docs/renames.md --------------------------------------------------------------------------------------------
+
+
+def rows_of(section: str) -> list[list[str]]:
+    """The cells of a section's table in docs/renames.md, each as the list of its `names`."""
+    text = (ROOT / "docs/renames.md").read_text(encoding="utf-8")
+    lines = text.split(f"\n## {section}\n")[1].split("\n## ")[0].splitlines()
+    return [[re.findall("`(.+?)`", cell) for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+
+
+def is_there(name: str) -> bool:
+    """Is "module.name" defined, or handed on by the package "module"?"""
+    module, _, last = name.rpartition(".")
+    files, handed_on = modules(LIB), stubs(LIB)
+    return (module, last) in handed_on or module in files and last in defined(ast.parse(python_of(files[module])))
+
+
+def test_every_module_and_name_of_the_renames_is_there():
+    files = modules(LIB)
+    for [old], [new], names in rows_of("Modules"):
+        assert old not in files or is_package(old, files), f"{old} is still a module"
+        assert new in files, f"{new} is no module"
+        assert not [name for name in names if not is_there(f"{new}.{name}")], f"{new} lacks a name that was in {old}"
+    assert not [new for [_], [new] in rows_of("Names") if not is_there(new)]
+    assert not [old for [old], [_] in rows_of("Names") if is_there(old)]
 
 
 # ---- the time of an import --------------------------------------------------------------------------------------
