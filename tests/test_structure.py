@@ -20,13 +20,14 @@ LIB = ROOT / "lib/icthp"
 
 # From low to high: a module imports from the rows above its own, and a package also from itself. Nothing imports the microworld.
 LAYERS = """
-files  params  timing  losses  information  preprocessing  isolation
-tables  run  figures  checkpointing  scorers.states
-trainer  pipelines  kernels
+imports  params  project  timing  losses  information  preprocessing  isolation  freezing
+files
+tables  run  places  figures  checkpointing  scorers.states
+trainer  pipelines  kernels  strip
 images
 scorers
 data
-evaluation
+evaluation  objectives
 tuning
 train
 microworld
