@@ -95,7 +95,7 @@ def load_detector(source: str, clip=None, device="cpu") -> Detector | Judge:
         return Detector.load(source)
     try:
         return Judge(Mask2Former(source, device), ClipColours(clip))
-    except OSError as error:  # so transformers says that there is no such folder or model
+    except OSError as error:  # transformers raises it for a missing folder or model
         raise FileNotFoundError(
             f"{source} is no folder with a detector (`dvc pull` for data/), nor a model that can be loaded: {error}"
         ) from error

@@ -1,6 +1,6 @@
 """Scenes: draws of discrete latents whose information is known exactly.
 
-The latents of a scene are uniform and independent given its kind (0 one object, 1 a pair, 2 a group of a kind), so every mutual
+The latents of a scene are uniform and independent given its kind (0 one object, 1 a pair, 2 two or three of a kind), so every mutual
 information is a sum of log2 of cardinalities. A short prompt names the DESCRIBED latents. ALWAYS latents (backdrop, pose) are drawn at
 every richness, and no prompt names them. DETAILS is a sequence of layers; richness r in [0, 1] draws the first round(8 r) of them, and
 a long prompt names those that have a name.
