@@ -1,16 +1,21 @@
 """Reward models beyond text-image alignment: the scoring paradox, Pick-High, ICT and HP, DRaFT-K (arXiv 2507.19002).
 
-`icthp.load("ict", source)` gives a scorer. The rooms, in the paper's order:
+`icthp.load("ict", source)` gives a scorer. Packages and modules in the paper's order; each package says what its modules are:
 
-information     what a picture and a text tell of each other, in bits; what a shared embedding space can score
+information     the decomposition I(v) = I(v;t) + I(v|t), in bits; what a shared embedding space can score
+data            triplets I1 < I2 < I3, refined prompts, published data sets, the audit of shortcuts
 losses          labels and losses of ICT and HP, pure functions; kernels has their fast twins
-data            triplets I1 < I2 < I3, refined prompts, published sets, the audit of shortcuts
-train           the two stages, ICT and HP; trainer is the loop that runs them and the tuning
+train           the two stages, ICT and HP: objectives are what they minimise, freezing chooses the layers that train
+trainer         the loop of every training and tuning; checkpointing and isolation are its parts
 scorers         ICT, HP, CLIP, PickScore, HPS v2, ImageReward, aesthetic, JPEG: one interface
-tuning          DRaFT-K, DPO, LoRA, sampling; pipelines reads diffusers folders
+tuning          DRaFT-K, DPO, LoRA, sampling; pipelines loads and saves diffusers folders
 evaluation      statistics, metrics, GenEval, human votes, the gallery
-microworld      the world in which all of it runs at micro scale
-images, preprocessing, tables, files, params, run, figures, timing    pictures, geometry, files and the bridge to the notebooks
+microworld      the world of the micro scale: scenes whose information is known exactly, and their base models
+images          pictures from and into files; preprocessing brings them to the size that a model reads
+tables, files   tables of pictures and prompts; files that are written whole or not at all
+run, params     notebooks as stages of the pipeline, and their parameters; project finds the project's root
+strip           what a stage depends on: the code that it reaches, by imports, and what its parameters name, by places
+figures         figures in one style; timing measures how long a function takes
 """
 
 import lazy_loader

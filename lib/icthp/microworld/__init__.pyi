@@ -14,6 +14,8 @@ from .models import new_clip as new_clip
 from .models import new_sd3 as new_sd3
 from .models import new_vae as new_vae
 from .models import train_tokenizer as train_tokenizer
+from .refiner import CLASSES as CLASSES
+from .refiner import microworld_grammar as microworld_grammar
 from .renderer import layout as layout
 from .renderer import render as render
 from .scenes import ALWAYS as ALWAYS

@@ -1,5 +1,4 @@
-"""The microworld's own detector: which objects a picture shows, where, and how rich it is. It stands where GenEval has
-Mask2Former."""
+"""The microworld's detector: which objects a picture shows, where, and how rich it is. It has the place of GenEval's Mask2Former."""
 
 import json
 from pathlib import Path
@@ -26,11 +25,10 @@ class Detector(nn.Module):
     def __init__(self, width: int = 48):
         super().__init__()
         self.config = {"width": width}
-        w = width
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, w, 3, 2, 1), nn.ReLU())
-        self.body = nn.ModuleList(nn.Sequential(nn.Conv2d(w, w, 3, 1, d, d), nn.BatchNorm2d(w), nn.ReLU()) for d in (1, 2, 1, 2, 4, 1))
-        self.cells = nn.Conv2d(w, 1 + len(SHAPES) + len(COLOURS), 1)
-        self.richness = nn.Linear(2 * w, 1)
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, width, 3, 2, 1), nn.ReLU())
+        self.body = nn.ModuleList(_dilated(width, dilation) for dilation in (1, 2, 1, 2, 4, 1))
+        self.cells = nn.Conv2d(width, 1 + len(SHAPES) + len(COLOURS), 1)
+        self.richness = nn.Linear(2 * width, 1)
 
     def forward(self, pixels: Tensor):
         x = self.stem(pixels * 2 - 1)
@@ -42,27 +40,31 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def detect(self, pixels: Tensor, threshold: float = 0.4) -> list[list[Detection]]:
-        """pixels (b, 3, h, w) in [0, 1] -> the objects of each picture, most certain first; a picture is 2 wide and high."""
+        """pixels (b, 3, h, w) in [0, 1] -> the objects of each picture, most certain first; a picture is 2 wide and high. A centre is a
+        maximum of its 5 x 5 cells whose probability is above the threshold."""
         centre, shape, colour, _ = self(pixels)
         heat = centre.sigmoid()
         peak = (heat == F.max_pool2d(heat[:, None], 5, 1, 2)[:, 0]) & (heat > threshold)
         found = [[] for _ in pixels]
         side = heat.shape[-1]
         for i, row, col in peak.nonzero().tolist():
-            label, hue = shape[i, :, row, col].argmax().item(), colour[i, :, row, col].argmax().item()
-            x, y = ((k + 0.5) / side * 2 - 1 for k in (col, row))
-            found[i].append(detection(SHAPES[label], COLOURS[hue], x, y, heat[i, row, col].item()))
-        return [sorted(f, key=lambda d: -d.score) for f in found]
+            label = SHAPES[shape[i, :, row, col].argmax().item()]
+            hue = COLOURS[colour[i, :, row, col].argmax().item()]
+            x = (col + 0.5) / side * 2 - 1
+            y = (row + 0.5) / side * 2 - 1
+            found[i].append(detection(label, hue, x, y, heat[i, row, col].item()))
+        return [sorted(objects, key=lambda d: -d.score) for objects in found]
 
     @torch.no_grad()
     def measure(self, pixels: Tensor, tasks: list[dict] | None = None) -> dict:
-        """{"micro_richness": (b,)} and, where each picture has a task of GenEval's metadata, "correct": is it fulfilled?"""
-        seen = {"micro_richness": self(pixels)[3]}
-        if not tasks:
-            return seen
-        return seen | {"correct": [check(filter_detections(found, task), task)[0] for found, task in zip(self.detect(pixels), tasks)]}
+        """{"micro_richness": (b,)}; with `tasks`, GenEval's metadata of each picture, also "correct": a list of b bools, is it fulfilled?"""
+        stats = {"micro_richness": self(pixels)[3]}
+        if tasks:
+            stats["correct"] = [check(filter_detections(found, task), task)[0] for found, task in zip(self.detect(pixels), tasks)]
+        return stats
 
     def save(self, folder) -> None:
+        """Writes model.safetensors and config.json."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         state = {k: v.contiguous() for k, v in self.state_dict().items()}
         atomic(Path(folder) / "model.safetensors", lambda partial: save_file(state, partial))
@@ -70,6 +72,7 @@ class Detector(nn.Module):
 
     @classmethod
     def load(cls, folder) -> "Detector":
+        """The detector of a folder that `save` wrote. FileNotFoundError: the folder has no config.json."""
         config = Path(folder) / "config.json"
         if not config.exists():
             raise FileNotFoundError(f"no detector in {folder}: `make data` makes it, `dvc pull` fetches it")
@@ -78,9 +81,13 @@ class Detector(nn.Module):
         return fill(model, read_state(file), file)
 
 
+def _dilated(width: int, dilation: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(width, width, 3, 1, dilation, dilation), nn.BatchNorm2d(width), nn.ReLU())
+
+
 def load_detector(source: str, clip=None, device="cpu") -> Detector | Judge:
-    """What looks at drawn pictures: the microworld's detector in a folder that `save` wrote, otherwise GenEval's, a Mask2Former of that
-    folder or Hub name whose colours the scorer `clip` reads. FileNotFoundError where there is neither."""
+    """The detector that measures drawn pictures: the microworld's, if `source` is a folder that `save` wrote; else GenEval's, a Mask2Former
+    of that folder or Hub name, whose colours the scorer `clip` names. FileNotFoundError: `source` holds neither."""
     config = Path(source) / "config.json"
     if not Path(source).is_dir() and len(Path(source).parts) != 2:
         raise FileNotFoundError(f"{source} is no folder with a detector (`dvc pull` for data/), nor a name on the Hub")
@@ -88,7 +95,7 @@ def load_detector(source: str, clip=None, device="cpu") -> Detector | Judge:
         return Detector.load(source)
     try:
         return Judge(Mask2Former(source, device), ClipColours(clip))
-    except OSError as error:  # so transformers says that there is no such folder or model
+    except OSError as error:  # transformers raises it for a missing folder or model
         raise FileNotFoundError(
             f"{source} is no folder with a detector (`dvc pull` for data/), nor a model that can be loaded: {error}"
         ) from error
@@ -99,22 +106,31 @@ def detection(label: str, colour: str, x: float, y: float, score: float) -> Dete
     return Detection(label, score, (x - 0.25, y - 0.25, x + 0.25, y + 0.25), colour)
 
 
+# ---- training ---------------------------------------------------------------------------------------------------
+
+
 def targets(scenes: Scenes, side: int = 16) -> tuple[Tensor, Tensor, Tensor]:
-    """What a perfect detector says of rendered scenes: heat (b, side, side) in [0, 1], 1 at centres; shape and colour
-    (b, side, side) int64, -1 away from centres."""
+    """The output of a perfect detector for rendered scenes: heat (b, side, side) in [0, 1], 1 at centres; shape and colour
+    (b, side, side) int64, the latent's value near a centre, -1 elsewhere."""
     centres, _, present, is_b = renderer.layout(scenes)
     axis = (torch.arange(side) + 0.5) / side * 2 - 1
     squared = (axis - centres[..., :1]).square()[:, :, None, :] + (axis - centres[..., 1:]).square()[:, :, :, None]
     heat = (-squared / (2 * (2 / side * 0.8) ** 2)).exp() * present[..., None, None]  # (b, 3, side, side)
-    near, which = heat.max(1)
-    second = is_b.gather(1, which.flatten(1)).reshape(which.shape)
-    pick = lambda name: torch.where(second, *(scenes.latents[name + k][:, None, None] for k in ("_b", "_a")))
-    return near, *(torch.where(near > 0.3, pick(name), -1) for name in ("shape", "colour"))
+    heat, nearest = heat.max(1)
+    cell_is_b = is_b.gather(1, nearest.flatten(1)).reshape(nearest.shape)
+
+    def label(name: str) -> Tensor:
+        value = torch.where(cell_is_b, scenes.latents[name + "_b"][:, None, None], scenes.latents[name + "_a"][:, None, None])
+        return torch.where(heat > 0.3, value, -1)
+
+    return heat, label("shape"), label("colour")
 
 
 def detector_loss(detector: nn.Module, pixels: Tensor, scenes: Scenes) -> Tensor:
+    """The scalar loss of a detector on rendered scenes, pixels (b, 3, h, w): centres, shapes, colours and richness."""
     centre, shape, colour, richness = detector(pixels)
-    heat, shapes, colours = (t.to(pixels.device) for t in targets(scenes, centre.shape[-1]))
+    heat, true_shape, true_colour = (t.to(pixels.device) for t in targets(scenes, centre.shape[-1]))
     centre_loss = F.binary_cross_entropy_with_logits(centre, heat, pos_weight=torch.tensor(4.0, device=pixels.device))
-    shape_loss, colour_loss = (F.cross_entropy(a, b, ignore_index=-1) for a, b in ((shape, shapes), (colour, colours)))
+    shape_loss = F.cross_entropy(shape, true_shape, ignore_index=-1)
+    colour_loss = F.cross_entropy(colour, true_colour, ignore_index=-1)
     return 8 * centre_loss + shape_loss + colour_loss + 4 * F.mse_loss(richness, scenes.richness.to(richness))

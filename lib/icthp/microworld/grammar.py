@@ -1,4 +1,4 @@
-"""microworld.grammar."""
+"""Captions of scenes in a small grammar, and their inverse: a prompt is parsed into a scene that fits it."""
 
 import re
 
@@ -28,6 +28,7 @@ def _plural(shape: str) -> str:
 
 
 def _caption(s: dict[str, int], level: int) -> str:
+    """One scene's sentence; `level` is the number of layers of DETAILS that it may name."""
     material = [MATERIALS[s[k]] + " " if level >= 3 else "" for k in ("material_a", "material_b")]
     things = [m + COLOURS[s["colour_" + k]] + " " for m, k in zip(material, "ab")]
     article = ["an " if t[0] in "aeiou" else "a " for t in things]
@@ -43,8 +44,8 @@ def _caption(s: dict[str, int], level: int) -> str:
 
 
 def captions(scenes: Scenes, style: str = "short", generator: torch.Generator | None = None) -> list[str]:
-    """One sentence a scene. style: "short" names the described latents; "long" also every named layer that is drawn;
-    "web" is long with probability 0.1 + 0.8 * richness (as on the web, who shows more says more), else short."""
+    """One sentence a scene. style: "short" names the described latents; "long" also every layer that is drawn and has a name;
+    "web" is long with probability 0.1 + 0.8 * richness (who shows more on the web says more), else short. ValueError: another style."""
     if style not in ("short", "long", "web"):
         raise ValueError(f'caption style must be "short", "long" or "web", not {style!r}')
     long = torch.full((len(scenes),), style == "long")
@@ -55,6 +56,8 @@ def captions(scenes: Scenes, style: str = "short", generator: torch.Generator | 
     return [_caption(dict(zip(scenes.latents, row)), level) for row, level in zip(rows, levels)]
 
 
+# ---- parsing ----------------------------------------------------------------------------------------------------
+
 _A, _B = (  # one regular expression for each object
     f"(?:(?P<material_{k}>{'|'.join(MATERIALS)}) )?(?P<colour_{k}>{'|'.join(COLOURS)}) (?P<shape_{k}>{'|'.join(SHAPES)})" for k in "ab"
 )
@@ -63,23 +66,21 @@ _GRAMMAR = re.compile(
     rf"(?: (?P<scenery>{'|'.join(SCENERY)}))?(?: (?P<time>{'|'.join(TIMES)}))?(?:, light from the (?P<light>{'|'.join(LIGHTS)}))?"
     rf"(?:, (?P<shadow>{'|'.join(SHADOWS)}) shadows)?(?:, (?P<sky>{'|'.join(SKIES)}))?(?:, (?P<ground>{'|'.join(GROUNDS)}))?"
 )
-_WORDS = {"shape_a": SHAPES, "shape_b": SHAPES, "colour_a": COLOURS, "colour_b": COLOURS, "material_a": MATERIALS,
+_VALUES = {"shape_a": SHAPES, "shape_b": SHAPES, "colour_a": COLOURS, "colour_b": COLOURS, "material_a": MATERIALS,
           "material_b": MATERIALS, "relation": RELATIONS, "count": COUNTS, "scenery": SCENERY, "time": TIMES,
           "light": LIGHTS, "shadow": SHADOWS, "sky": SKIES, "ground": GROUNDS}  # fmt: skip
 
 
 def parse(prompts: list[str], generator: torch.Generator) -> Scenes:
-    """The inverse of `captions`: what a prompt says is kept, what it leaves open is drawn uniformly, at richness 1.
-
-    Raises ValueError for a sentence outside the grammar.
-    """
+    """The inverse of `captions`: scenes at richness 1 with the attributes that the prompts name; all others are drawn uniformly.
+    ValueError: a sentence outside the grammar."""
     scenes = sample(len(prompts), generator, richness=1)
     for i, prompt in enumerate(prompts):
         match = _GRAMMAR.fullmatch(prompt)
         if match is None or match["relation"] and match["count"]:
             raise ValueError(f'not a sentence of the microworld: {prompt!r}; say "a red circle left of a blue square"')
-        said = {k: _WORDS[k].index(v) for k, v in match.groupdict().items() if v is not None}
-        said["kind"] = 1 if "relation" in said else 2 if "count" in said else 0
-        for name, value in said.items():
+        attributes = {k: _VALUES[k].index(v) for k, v in match.groupdict().items() if v is not None}
+        attributes["kind"] = 1 if "relation" in attributes else 2 if "count" in attributes else 0
+        for name, value in attributes.items():
             scenes.latents[name][i] = value
     return scenes

@@ -1,4 +1,6 @@
-"""microworld.models."""
+"""The microworld's base models with random weights, in the hub's own formats: tokenizer, CLIP, VAE, SD3 pipeline.
+
+Micro loads them through the same calls of open_clip and diffusers as the paper's scale."""
 
 import json
 import math
@@ -12,11 +14,11 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 
 def train_tokenizer(texts: list[str], context_length: int) -> CLIPTokenizer:
-    """A CLIP byte-pair tokenizer whose merges are learnt from `texts`; any other text falls back to its bytes."""
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    learner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=4096, end_of_word_suffix="</w>", show_progress=False))
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    """A CLIP byte-pair tokenizer whose merges are learnt from `texts`; any other text falls back to its bytes. context_length: tokens."""
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=4096, end_of_word_suffix="</w>", show_progress=False))
+    merges = [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = alphabet + [a + "</w>" for a in alphabet] + ["".join(pair) for pair in merges]
     tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]  # the end token has the highest id
@@ -32,7 +34,8 @@ def clip_config(tokenizer: CLIPTokenizer, *, image_size=64, patch=8, width=128, 
 
 
 def new_clip(config: dict) -> open_clip.CLIP:
-    """A CLIP with random weights and 0.5 / 0.5 normalisation, which `save_clip` writes beside the weights."""
+    """A CLIP with random weights. Pixels are normalised by mean 0.5 and deviation 0.5, which `scorers.save_clip` writes beside the
+    weights. config: `clip_config`'s."""
     model = open_clip.CLIP(**config)
     open_clip.set_model_preprocess_cfg(model, {"size": config["vision_cfg"]["image_size"], "mean": [0.5] * 3, "std": [0.5] * 3})
     return model
@@ -48,7 +51,8 @@ def new_vae(channels=(16, 32, 64), latent_channels=16) -> AutoencoderKL:
 
 
 def new_sd3(text_encoder, tokenizer, vae: AutoencoderKL, *, width=128, layers=4, text_width=32, text_layers=1, latent_size=16):
-    """A StableDiffusion3Pipeline around a trained tower and VAE; the transformer and a small second tower are random."""
+    """A StableDiffusion3Pipeline around a trained text tower and VAE; the transformer and a small second tower are random. widths
+    are multiples of 32; latent_size: the side of the latents."""
     first = text_encoder.config
     second = CLIPTextModelWithProjection(CLIPTextConfig(
         vocab_size=first.vocab_size, hidden_size=text_width, intermediate_size=4 * text_width, projection_dim=text_width,
@@ -69,17 +73,19 @@ def new_sd3(text_encoder, tokenizer, vae: AutoencoderKL, *, width=128, layers=4,
 
 def _start_as_identity(transformer: SD3Transformer2DModel) -> None:
     """adaLN-Zero (DiT, arXiv 2212.09748): every block starts as the identity, the output as zero; it trains faster."""
-    gates = [m for name, m in transformer.named_modules() if name.endswith(("norm1.linear", "norm1_context.linear", "norm_out.linear"))]
-    for linear in (*gates, transformer.proj_out):
+    gates = ("norm1.linear", "norm1_context.linear", "norm_out.linear")
+    linears = [module for name, module in transformer.named_modules() if name.endswith(gates)]
+    for linear in (*linears, transformer.proj_out):
         nn.init.zeros_(linear.weight)
         nn.init.zeros_(linear.bias)
 
 
 def _positions(side: int, width: int) -> Tensor:
     """(1, side * side, width): sines and cosines of each patch's row and column, wavelengths from two patches to two
-    sides. The class's own wavelengths suit sides of 64; on a side of 8 they tell the patches hardly apart."""
+    sides. The class's own wavelengths suit sides of 64; on a side of 8 they hardly tell the patches apart."""
     frequency = math.pi * side ** -torch.linspace(0, 1, width // 4)
     phase = torch.arange(side)[:, None] * frequency
     code = torch.cat([phase.sin(), phase.cos()], 1)
-    row, column = code[:, None].expand(-1, side, -1), code[None].expand(side, -1, -1)
+    row = code[:, None].expand(-1, side, -1)
+    column = code[None].expand(side, -1, -1)
     return torch.cat([row, column], -1).reshape(1, side * side, width)

@@ -1,4 +1,4 @@
-"""microworld.refiner."""
+"""The microworld's refiner: its grammar completes a prompt, in the place of a language model."""
 
 from collections.abc import Iterator
 
@@ -7,10 +7,10 @@ import torch
 from icthp.microworld.grammar import captions, parse
 from icthp.microworld.scenes import COLOURS, COUNTS, RELATIONS
 
+CLASSES = (COLOURS, COUNTS, RELATIONS)  # words of one class each, for `data.refine.hard_negative`
+
 
 def microworld_grammar(prompts: list[str], seed: int = 0) -> Iterator[str]:
-    """What a prompt of the microworld leaves open (material, scenery, light ...) is drawn and said."""
+    """The long caption of a scene that fits each prompt: what the prompt leaves open (material, scenery, light ...) is drawn at
+    random and named. ValueError: a prompt outside the grammar."""
     yield from captions(parse(prompts, torch.Generator().manual_seed(seed)), "long")
-
-
-CLASSES = (COLOURS, COUNTS, RELATIONS)

@@ -1,9 +1,9 @@
-"""A procedural world whose information content is known exactly.
+"""Scenes: draws of discrete latents whose information is known exactly.
 
-A scene is a table of discrete latents, all uniform and independent given its kind, so every information is a sum of
-log2 of cardinalities. DESCRIBED latents are what a short prompt says. ALWAYS latents (backdrop, pose) are drawn at
-every richness but never said. DETAILS is a sequence of undescribed layers; richness r in [0, 1] draws the first round(r * 8) of them,
-and a long prompt names those that have a name.
+The latents of a scene are uniform and independent given its kind (0 one object, 1 a pair, 2 two or three of a kind), so every mutual
+information is a sum of log2 of cardinalities. A short prompt names the DESCRIBED latents. ALWAYS latents (backdrop, pose) are drawn at
+every richness, and no prompt names them. DETAILS is a sequence of layers; richness r in [0, 1] draws the first round(8 r) of them, and
+a long prompt names those that have a name.
 """
 
 import math
@@ -23,6 +23,9 @@ LIGHTS = ("left", "upper left", "top", "upper right", "right", "lower right", "b
 SHADOWS = ("short", "soft", "long", "hard")
 SKIES = ("clouds", "rain", "stars", "lightning")
 GROUNDS = ("pebbles", "flowers", "furrows", "ripples")
+
+# ---- latents and their cardinalities ----------------------------------------------------------------------------
+
 DESCRIBED = {"kind": 3, "shape_a": 8, "colour_a": 8, "shape_b": 8, "colour_b": 8, "relation": 2, "count": 2}
 ALWAYS = {"backdrop": 8, "x": 4, "y": 4, "scale": 4}
 DETAILS = (  # layer k is drawn when the level is at least k + 1
@@ -36,7 +39,7 @@ ONLY_IN = {"shape_b": 1, "colour_b": 1, "material_b": 1, "relation": 1, "count":
 
 @dataclass
 class Scenes:
-    """b scenes: `latents` maps each name of the tables above to an int64 tensor (b,); `level` (b,) is 0 to 8."""
+    """b scenes: `latents` maps each name above to an int64 tensor (b,); `level` (b,) int64, 0 to 8, is the number of layers drawn."""
 
     latents: dict[str, Tensor]
     level: Tensor
@@ -53,23 +56,25 @@ class Scenes:
         return self.level / (LEVELS - 1)
 
     def at(self, richness) -> "Scenes":
-        """The same scenes, drawn at another richness: a number or (b,) in [0, 1], rounded to a level."""
+        """The same scenes at another richness: a number or (b,) in [0, 1], rounded to a level. ValueError: outside this range."""
         level = (torch.as_tensor(richness, dtype=torch.float64) * (LEVELS - 1)).round().long()
         if level.min() < 0 or level.max() >= LEVELS:
             raise ValueError(f"richness must lie in [0, 1], not {richness}")
         return Scenes(self.latents, level.expand(len(self)))
 
     def replace(self, **latents: Tensor) -> "Scenes":
+        """The same scenes with other values, (b,) int64, of the named latents."""
         return Scenes({**self.latents, **latents}, self.level)
 
 
 def sample(n: int, generator: torch.Generator, richness=None) -> Scenes:
-    """n scenes with every latent uniform; the two objects of a pair differ. richness: None (uniform), number or (n,)."""
-    tables = DESCRIBED | ALWAYS | {k: c for layer in DETAILS for k, c in layer.items()}
-    s = {k: torch.randint(c, (n,), generator=generator) for k, c in tables.items()}
+    """n scenes with every latent uniform; the two objects of a pair differ. richness in [0, 1]: None (a uniform level), number or (n,)."""
+    details = {name: c for layer in DETAILS for name, c in layer.items()}
+    s = {name: torch.randint(c, (n,), generator=generator) for name, c in (DESCRIBED | ALWAYS | details).items()}
     object_a = s["shape_a"] * 8 + s["colour_a"]
     object_b = (object_a + 1 + torch.randint(63, (n,), generator=generator)) % 64  # uniform over the 63 others
-    s["shape_b"], s["colour_b"] = object_b // 8, object_b % 8
+    s["shape_b"] = object_b // 8
+    s["colour_b"] = object_b % 8
     level = torch.randint(LEVELS, (n,), generator=generator)
     scenes = Scenes(s, level)
     return scenes if richness is None else scenes.at(richness)
@@ -77,7 +82,8 @@ def sample(n: int, generator: torch.Generator, richness=None) -> Scenes:
 
 def held_out(scenes: Scenes) -> Tensor:
     """(b,) bool: an eighth of all prompts, one colour for every shape of every kind, that no model is trained on."""
-    s, kind = scenes.latents, scenes.latents["kind"]
+    s = scenes.latents
+    kind = s["kind"]
     key = 3 * s["shape_a"] + 5 * s["colour_a"] + kind
     key = key + (kind == 1) * (s["shape_b"] + 3 * s["colour_b"] + 2 * s["relation"]) + (kind == 2) * 3 * s["count"]
     return key % 8 == 0
@@ -93,18 +99,23 @@ def _present(scenes: Scenes, name: str) -> Tensor:
     return (scenes.latents["kind"] == ONLY_IN[name]).double()
 
 
-def _bits(scenes: Scenes, table: dict[str, int]) -> Tensor:
-    return sum((math.log2(c) * _present(scenes, k) for k, c in table.items()), torch.zeros(len(scenes), dtype=torch.float64))
+def _bits(scenes: Scenes, cardinalities: dict[str, int]) -> Tensor:
+    """(b,) float64: the entropy of these latents in each scene."""
+    bits = torch.zeros(len(scenes), dtype=torch.float64)
+    for name, cardinality in cardinalities.items():
+        bits = bits + math.log2(cardinality) * _present(scenes, name)
+    return bits
 
 
 def information(scenes: Scenes) -> dict[str, Tensor]:
     """Exact self-information of each scene in bits, (b,) float64 each; averages over scenes are entropies.
 
-    text: I(v;t) of the short prompt; a pair's objects differ, hence log2(63 / 64) off. private: I(v|t), pose and backdrop and
-    the layers drawn. named: the part of private that the long prompt says, so I(v;t_long) = text + named.
+    text: I(v;t) of the short prompt, less log2(64 / 63) for a pair, whose objects differ. private: I(v|t), of backdrop, pose and
+    the layers drawn. named: the part of private that the long prompt names, so I(v;t_long) = text + named.
     """
     drawn = [(scenes.level > k).double() for k in range(len(DETAILS))]
     text = _bits(scenes, DESCRIBED) + (scenes.latents["kind"] == 1) * math.log2(63 / 64)
     private = _bits(scenes, ALWAYS) + sum(d * _bits(scenes, layer) for d, layer in zip(drawn, DETAILS))
-    named = sum(d * _bits(scenes, {k: c for k, c in layer.items() if k in NAMED}) for d, layer in zip(drawn, DETAILS))
+    named_latents = [{name: c for name, c in layer.items() if name in NAMED} for layer in DETAILS]
+    named = sum(d * _bits(scenes, layer) for d, layer in zip(drawn, named_latents))
     return {"text": text, "private": private, "named": named}

@@ -1,4 +1,4 @@
-"""microworld.tasks."""
+"""The microworld's tasks: GenEval's six in its own prompts, the units of a prompt that a picture shows, scores along richness."""
 
 import numpy as np
 import torch
@@ -14,72 +14,92 @@ from icthp.microworld.scenes import COLOURS, LEVELS, SHAPES, Scenes, held_out, s
 
 
 def score_by_level(score, scenes: Scenes, style: str = "short", device="cpu") -> Tensor:
-    """The same scenes at every richness: score(pixels on `device`, prompts) -> (b,) becomes (b, levels). style: "short"
+    """(b, levels): the scores of the same scenes at every richness. score(pixels on `device`, prompts) -> (b,); style: "short"
     prompts, the same at every level, or "long" ones, which name what is drawn."""
     columns = []
     for level in range(LEVELS):
-        at = scenes.at(level / (LEVELS - 1))
-        columns.append(score(renderer.render(at, device=device), captions(at, style)).detach().cpu())
+        drawn = scenes.at(level / (LEVELS - 1))
+        pixels = renderer.render(drawn, device=device)
+        columns.append(score(pixels, captions(drawn, style)).detach().cpu())
     return torch.stack(columns, 1)
 
 
 # ---- GenEval in the microworld ----------------------------------------------------------------------------------
 
+KIND_OF_TASK = dict(zip(geneval.TASKS, (0, 1, 2, 0, 1, 1)))  # task -> the kind of scene whose prompt asks for it
+
 
 def micro_geneval(each: int, generator: torch.Generator) -> list[dict]:
-    """Held-out microworld prompts in GenEval's metadata format, `each` for every one of its six tasks; as there, two objects of
-    a prompt are of two classes."""
+    """Held-out prompts of the microworld in GenEval's metadata format, `each` for every one of its six tasks. Two objects of a
+    prompt are of two classes, as in GenEval."""
     scenes = sample(each * 400, generator)
-    same = (scenes.latents["kind"] == 1) & (scenes.latents["shape_a"] == scenes.latents["shape_b"])
-    scenes = scenes[held_out(scenes) & ~same]
-    kind_of = dict(zip(geneval.TASKS, (0, 1, 2, 0, 1, 1)))
-    rows, start = [], 0
-    for task, kind in kind_of.items():
-        chosen = scenes[(scenes.latents["kind"] == kind).nonzero()[start : start + each, 0]]
+    same_class = (scenes.latents["kind"] == 1) & (scenes.latents["shape_a"] == scenes.latents["shape_b"])
+    scenes = scenes[held_out(scenes) & ~same_class]
+    rows = []
+    start = 0
+    for task, kind in KIND_OF_TASK.items():
+        of_kind = (scenes.latents["kind"] == kind).nonzero()[:, 0]
+        task_scenes = scenes[of_kind[start : start + each]]
         start += each  # tasks of one kind take different scenes
-        rows += [geneval_metadata(chosen[i : i + 1], task) for i in range(len(chosen))]
+        rows += [geneval_metadata(task_scenes[i : i + 1], task) for i in range(len(task_scenes))]
     return rows
 
 
 def geneval_metadata(scene: Scenes, task: str | None = None) -> dict:
-    """GenEval's metadata of one scene: what the task asks of its short prompt, or with task None all that it says."""
-    s = {k: v.item() for k, v in scene.latents.items()}
-    asked = task or ("colors", "position", "counting")[s["kind"]]
-    include = [{"class": SHAPES[s["shape_a"]], "count": 2 + s["count"] if asked == "counting" else 1}]
-    exclude = {"exclude": [{"class": include[0]["class"], "count": include[0]["count"] + 1}]} if asked == "counting" else {}
+    """GenEval's metadata of one scene: what the task asks of its short prompt; with task None, all that the prompt says."""
+    s = {name: value.item() for name, value in scene.latents.items()}
+    tag = task or ("colors", "position", "counting")[s["kind"]]
+    include = [{"class": SHAPES[s["shape_a"]], "count": 1}]
+    exclude = {}
+    if tag == "counting":
+        include[0]["count"] = 2 + s["count"]
+        exclude = {"exclude": [{"class": include[0]["class"], "count": include[0]["count"] + 1}]}
     if s["kind"] == 1:
         include.append({"class": SHAPES[s["shape_b"]], "count": 1})
     if task in (None, "colors", "color_attr"):
         for entry, k in zip(include, "ab"):
             entry["color"] = COLOURS[s["colour_" + k]]
-    if asked == "position":  # the first object is left of or above the second; GenEval refers to an earlier class
+    if tag == "position":  # the first object is left of or above the second; GenEval refers to an earlier class
         include[1]["position"] = [("right of", "below")[s["relation"]], 0]
-    return {"tag": asked, "include": include} | exclude | {"prompt": captions(scene)[0]}
+    return {"tag": tag, "include": include} | exclude | {"prompt": captions(scene)[0]}
+
+
+# ---- units of a prompt ------------------------------------------------------------------------------------------
 
 
 def units_found(found: list[Detection], metadata: dict) -> list[bool]:
-    """One truth for each unit of a prompt, on its own where GenEval judges the whole: every included class is there (exactly `count`
-    times for the counting task, at least so often otherwise), in its colour, in its relation to the other object, which may be of
-    its class too."""
-    matched, right = [], []
-    for want in metadata["include"]:
-        objects, count = [d for d in found if d.label == want["class"]], want["count"]
-        right.append(len(objects) == count if metadata["tag"] == "counting" else len(objects) >= count)
-        if "color" in want:
-            right.append(sum(d.colour == want["color"] for d in objects) >= count)
-        if "position" in want:
-            relation, other = want["position"]
-            right.append(any(relation in geneval.relations(o, t) for o in objects for t in matched[other] if o is not t))
+    """One truth for each unit of a prompt, where GenEval judges the prompt as a whole. The units of an included class: it is there
+    (exactly `count` times for the counting task, else at least so often), in its colour, in its relation to the other object. The
+    other object may be of the same class."""
+    correct = []
+    matched = []  # for each included class, the objects found
+    for entry in metadata["include"]:
+        objects = [d for d in found if d.label == entry["class"]]
+        count = entry["count"]
+        correct.append(len(objects) == count if metadata["tag"] == "counting" else len(objects) >= count)
+        if "color" in entry:
+            correct.append(sum(d.colour == entry["color"] for d in objects) >= count)
+        if "position" in entry:
+            relation, target = entry["position"]
+            correct.append(_any_in_relation(objects, relation, matched[target]))
         matched.append(objects)
-    return right
+    return correct
 
 
-def prompt_fulfilled(detector, pixels: Tensor, scenes: Scenes) -> list[bool]:
-    """For each picture (b, 3, h, w): does the detector find all that the short prompt of its scene says?"""
-    return (prompt_coverage(detector, pixels, scenes) == 1).tolist()
+def _any_in_relation(objects: list[Detection], relation: str, targets: list[Detection]) -> bool:
+    return any(relation in geneval.relations(o, t) for o in objects for t in targets if o is not t)
 
 
 def prompt_coverage(detector, pixels: Tensor, scenes: Scenes) -> Tensor:
-    """(b,) the share of the short prompt's units (objects, counts, colours, relation) that the detector finds."""
-    rows = enumerate(detector.detect(pixels))
-    return torch.tensor([np.mean(units_found(found, geneval_metadata(scenes[i : i + 1]))) for i, found in rows], dtype=torch.float32)
+    """(b,) in [0, 1]: the share of the units of each scene's short prompt (objects, counts, colours, relation) that the detector
+    finds in the pixels (b, 3, h, w)."""
+    shares = []
+    for i, found in enumerate(detector.detect(pixels)):
+        units = units_found(found, geneval_metadata(scenes[i : i + 1]))
+        shares.append(np.mean(units))
+    return torch.tensor(shares, dtype=torch.float32)
+
+
+def prompt_fulfilled(detector, pixels: Tensor, scenes: Scenes) -> list[bool]:
+    """For each picture (b, 3, h, w): does the detector find every unit of its scene's short prompt?"""
+    return (prompt_coverage(detector, pixels, scenes) == 1).tolist()
