@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from icthp.evaluation.geneval import ClipColours, Detection, Judge, Mask2Former, check, filter_detections
+from icthp.evaluation.geneval import ClipColours, Detection, Evaluator, Mask2Former, check, filter_detections
 from icthp.files import atomic, save_json
 from icthp.microworld import renderer
 from icthp.microworld.scenes import COLOURS, SHAPES, Scenes
@@ -78,7 +78,7 @@ class Detector(nn.Module):
         return fill(model, read_state(file), file)
 
 
-def load_detector(source: str, clip=None, device="cpu") -> Detector | Judge:
+def load_detector(source: str, clip=None, device="cpu") -> Detector | Evaluator:
     """What looks at drawn pictures: the microworld's detector in a folder that `save` wrote, otherwise GenEval's, a Mask2Former of that
     folder or Hub name whose colours the scorer `clip` reads. FileNotFoundError where there is neither."""
     config = Path(source) / "config.json"
@@ -87,7 +87,7 @@ def load_detector(source: str, clip=None, device="cpu") -> Detector | Judge:
     if config.exists() and "width" in json.loads(config.read_text(encoding="utf-8")):
         return Detector.load(source)
     try:
-        return Judge(Mask2Former(source, device), ClipColours(clip))
+        return Evaluator(Mask2Former(source, device), ClipColours(clip))
     except OSError as error:  # so transformers says that there is no such folder or model
         raise FileNotFoundError(
             f"{source} is no folder with a detector (`dvc pull` for data/), nor a model that can be loaded: {error}"
