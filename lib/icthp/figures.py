@@ -1,4 +1,4 @@
-"""The look of every figure: one style, colour-blind safe, and one place where pictures are written."""
+"""The style of all figures, colour-blind safe, and the one place that writes them."""
 
 import textwrap
 from functools import partial
@@ -39,12 +39,7 @@ def save(figure, name: str, folder="figures") -> Path:
 
 def errorbar(axis, x, rows, **kwargs) -> None:
     """Means with their intervals over x, from a frame with the columns mean, low and high (`evaluation.bootstrap_ci`)."""
-    axis.errorbar(x, rows["mean"], _half_widths(rows), **({"fmt": "o", "ms": 4} | kwargs))
-
-
-def _half_widths(rows) -> list:
-    """What lies below and above each mean, as matplotlib wants it."""
-    return [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
+    axis.errorbar(x, rows["mean"], [rows["mean"] - rows["low"], rows["high"] - rows["mean"]], **({"fmt": "o", "ms": 4} | kwargs))
 
 
 def table(frame, name: str, folder="figures", caption: str = "") -> None:
@@ -61,7 +56,7 @@ def table(frame, name: str, folder="figures", caption: str = "") -> None:
 def forest(axis, rows, labels, title: str, palette) -> None:
     """One line a row of a frame with mean, low and high, from top to bottom; a label and a colour of `palette` each."""
     y = np.arange(len(rows))[::-1]
-    axis.errorbar(rows["mean"], y, xerr=_half_widths(rows), fmt="none", ecolor="0.5")
+    axis.errorbar(rows["mean"], y, xerr=[rows["mean"] - rows["low"], rows["high"] - rows["mean"]], fmt="none", ecolor="0.5")
     axis.scatter(rows["mean"], y, color=palette, s=25, zorder=3)
     axis.set_yticks(y, labels)
     axis.set_ylim(-0.6, len(rows) - 0.4)

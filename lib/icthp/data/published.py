@@ -94,7 +94,7 @@ def read_pickapic(folder, split: str, rejects: list[dict], batch: int = 64) -> I
 
 
 def _rows(path: Path, batch: int) -> Iterator[dict]:
-    """A shard's rows, `batch` in memory; ValueError names one that is broken or lacks a column."""
+    """A shard's rows, `batch` in memory; ValueError names one that cannot be read or lacks a column."""
     try:
         table = pq.ParquetFile(path)
         names = table.schema_arrow.names

@@ -16,7 +16,7 @@ def read_dataset(name: str, split: str, out: Path) -> pd.DataFrame:
     """image (a file in `out`/pictures) and prompt (None where there is none) of each row; where rows have no picture that may be read,
     the column REFUSED says why. ValueError for a data set without a column of pictures.
 
-    Of a local data set nothing is kept in the home folder; one of the Hub is downloaded to where the Hub's libraries keep it."""
+    Of a local data set nothing is written into the home folder; one of the Hub is downloaded into the cache of the Hub's libraries."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, ignore_cleanup_errors=True) as work:
         rows = datasets.load_dataset(name, split=split, cache_dir=work if Path(name).exists() else None)

@@ -166,9 +166,9 @@ class Triplets:
         self.texts = {kind: self._columns[name][:] for kind, name in names.items()}
         self.groups = torch.tensor(prompt_groups(self.texts["easy"], tokenizer), dtype=torch.int64)
 
-    def read_as(self, recipe: Preprocessing | None = None, change: Callable[[bytes], bytes] | None = None) -> "Triplets":
+    def read_as(self, preprocessing: Preprocessing | None = None, change: Callable[[bytes], bytes] | None = None) -> "Triplets":
         """The same triplets as a tower of another preprocessing reads them, or with every picture's file changed first."""
-        preprocessing = self.preprocessing if recipe is None else recipe.for_cache
+        preprocessing = self.preprocessing if preprocessing is None else preprocessing.for_cache
         change = change or self.change
         if (preprocessing, change) == (self.preprocessing, self.change):
             return self

@@ -188,7 +188,7 @@ def _correlations(votes: pd.DataFrame, score: str, resamples: int, seed: int) ->
     samples = np.random.default_rng(seed).integers(len(prompts), size=(resamples, len(prompts)))
     rows = {}
     for name, correlate in (("spearman", stats.spearmanr), ("tau_c", partial(stats.kendalltau, variant="c"))):
-        low, high = _interval(np.array([_correlation(correlate, [prompts[i] for i in sample]) for sample in samples]))
+        low, high = _percentile_ci(np.array([_correlation(correlate, [prompts[i] for i in sample]) for sample in samples]))
         mean = _correlation(correlate, prompts)
         rows[name] = {"mean": mean, "low": low, "high": high, "n": len(votes), "groups": len(prompts)}
     return rows
@@ -200,7 +200,7 @@ def _correlation(correlate, prompts: list[np.ndarray]) -> float:
     return correlate(score, value).statistic if np.ptp(score) and np.ptp(value) else np.nan
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
+def _percentile_ci(values: np.ndarray) -> tuple[float, float]:
     """The central 95 % of resampled values; NaN where all are equal, for nothing is known of their spread then."""
     finite = values[np.isfinite(values)]
     if not len(finite) or np.ptp(finite) == 0:

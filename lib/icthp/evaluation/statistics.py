@@ -81,11 +81,11 @@ def permutation_test(a, b, groups=None, trainings=None, *, bounds=(-1, 1), resam
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"a and b must be (n,) both, not {a.shape} and {b.shape}")
     difference = a - b
-    interval = bootstrap_ci(difference, groups, trainings, bounds=bounds, seed=seed)
+    ci = bootstrap_ci(difference, groups, trainings, bounds=bounds, seed=seed)
     sums = _sums_and_counts(difference, groups, None)[0][:, 0]
     test = stats.permutation_test((sums, np.zeros_like(sums)), lambda x, y, axis: (x - y).sum(axis), permutation_type="samples",
                                   vectorized=True, n_resamples=resamples, rng=np.random.default_rng(seed))  # fmt: skip
-    return interval | {"p": float(test.pvalue)}
+    return ci | {"p": float(test.pvalue)}
 
 
 def metric_with_ci(name: str, values, groups=None, **options) -> dict:
