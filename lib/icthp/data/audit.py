@@ -18,7 +18,7 @@ RINGS = 8  # of spatial frequency, up to half a cycle a pixel
 
 
 def _image(content: bytes, size: int | None = None) -> Image.Image:
-    """In RGB, of size x size, or of its own size where that is None."""
+    """In RGB, of size x size (None: its own)."""
     image = to_image(io.BytesIO(content))
     return image if size is None or image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
 
@@ -86,7 +86,7 @@ def _all_cues(contents: list[bytes], side: str) -> list[dict[str, np.ndarray]]:
 
 def predict_better(worse: list[bytes], better: list[bytes], groups=None, folds: int = 5, seed: int = 0) -> dict[str, np.ndarray]:
     """For each cue, and for "all" together, (n,) 1.0 where a logistic regression on the difference of the pair's cues, trained on the
-    other folds, names the better picture, 0.5 where it sees no difference. Chance is 0.5; the order inside each pair is random.
+    other folds, names the better picture, 0.5 for equal cues. Chance is 0.5; the order inside each pair is random.
 
     groups (n ids, e.g. prompts): those of one group are in one fold. ValueError names a picture that cannot be read."""
     ids = np.arange(len(worse)) if groups is None else pd.factorize(pd.Series(list(groups), dtype=object))[0]
@@ -103,7 +103,7 @@ def predict_better(worse: list[bytes], better: list[bytes], groups=None, folds: 
 
 
 def _cross_validated(features: np.ndarray, sign: np.ndarray, folds: list) -> np.ndarray:
-    """(n,) 1 where the ranker that was fitted on the other folds has the sign of the pair, 0.5 where it has none, else 0."""
+    """(n,) 1 if the ranker that was fitted on the other folds has the sign of the pair, 0.5 for a decision of 0, else 0."""
     decision = cross_val_predict(ranker(), features, sign, cv=folds, method="decision_function") * sign
     return (np.sign(decision) + 1) / 2
 

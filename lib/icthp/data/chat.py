@@ -41,8 +41,8 @@ class Endpoint(NamedTuple):
 
 
 def open_endpoint(url: str, variable: str) -> Endpoint:
-    """The endpoint whose address ends before /chat/completions, with the key in the environment `variable`. RuntimeError without a usable
-    key, ValueError for a url that is none."""
+    """The endpoint whose address ends before /chat/completions, with the key in the environment `variable`. RuntimeError for a key that
+    is missing or malformed, ValueError for a malformed url."""
     key = os.environ.get(variable, "").strip()
     if not key:
         raise RuntimeError(f"no key for the endpoint: set the environment variable {variable}")
@@ -114,7 +114,7 @@ def _certificates():
 
 
 def _status_error(endpoint: Endpoint, status: int, answer) -> Exception:
-    """What a status other than 2xx means, with the server's own message where it may help."""
+    """What a status other than 2xx means, with the server's own message if it may help."""
     code, message = _error(answer)
     quoted = f": {mask_key(message, endpoint.key)[:200]!r}" if message else ""
     if status in (401, 403):  # its message often quotes the key
@@ -146,7 +146,7 @@ def mask_key(text: str, key: str) -> str:
 
 
 def _parse(body: bytes):
-    """JSON, None where it is none."""
+    """The JSON of a body, None if it is malformed."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
@@ -154,7 +154,7 @@ def _parse(body: bytes):
 
 
 def _error(answer) -> tuple[str, str]:
-    """(code, message) of an error as the servers write it, "" where it has none."""
+    """(code, message) of an error as the servers write it, "" for what is missing."""
     error = answer.get("error", answer) if isinstance(answer, dict) else {}
     error = error if isinstance(error, dict) else {"message": error}
     return tuple(value if isinstance(value := error.get(name), str) else "" for name in ("code", "message"))
@@ -176,7 +176,7 @@ def is_refused(answer) -> bool:
 
 
 def answer_text(answer) -> str:
-    """The model's message; content that comes in parts, joined. "" where there is none."""
+    """The model's message; content that comes in parts, joined. "" if there is none."""
     message = _first_choice(answer).get("message")
     content = message.get("content") if isinstance(message, dict) else ""
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]

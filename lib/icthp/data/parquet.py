@@ -18,7 +18,7 @@ BATCH = 64  # rows in memory at a time
 
 def shards(folder, split: str, remedy: str) -> list[str]:
     """The files of a split, in order: {split}.parquet or its shards, in `folder` or folder/data, or all files of a folder that has the
-    split's name. FileNotFoundError says `remedy` where there are none, or fewer than their own names count."""
+    split's name. FileNotFoundError says `remedy` if all are missing, or some by the count in their names."""
     folder = Path(folder)
     files = _find(folder, split)
     if not files:

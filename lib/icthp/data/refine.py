@@ -1,5 +1,5 @@
 """Refined prompts: all that the easy prompt fixes is kept, the rest is added. A refiner is a function from prompts to an iterator of
-answers in the same order, "" where it has none; `cached` keeps each answer as it comes, `refinement_error` checks it."""
+answers in the same order, "" for a prompt without one; `cached` keeps each answer as it comes, `refinement_error` checks it."""
 
 import hashlib
 import json
@@ -126,8 +126,8 @@ _TAIL = 20_000  # letters of an answer that are searched: the sentence stands at
 
 
 def extract_prompt(answer: str) -> str:
-    """The text `prompt` of the last JSON object of an answer that has one, "" where there is none: cut short, no JSON, no text, or half a
-    character in it, which no file of text can hold."""
+    """The text `prompt` of the last JSON object of an answer that has one. "" if there is none: an answer cut short, no JSON, no text,
+    or half a character in it, which no file of text can hold."""
     answer = answer[-_TAIL:]
     start = 0
     found = ""

@@ -13,8 +13,8 @@ REFUSED = "why a picture was refused"  # a column's name that no foreign table h
 
 
 def read_dataset(name: str, split: str, out: Path) -> pd.DataFrame:
-    """image (a file in `out`/pictures) and prompt (None where there is none) of each row; where rows have no picture that may be read,
-    the column REFUSED says why. ValueError for a data set without a column of pictures.
+    """image (a file in `out`/pictures) and prompt (None if it is missing) of each row. If the picture of some row is missing or may
+    not be read, the column REFUSED says why. ValueError for a data set without a column of pictures.
 
     Of a local data set nothing is written into the home folder; one of the Hub is downloaded into the cache of the Hub's libraries."""
     out.mkdir(parents=True, exist_ok=True)

@@ -197,7 +197,7 @@ class Triplets:
         return len(self.groups)
 
     def column(self, name: str) -> Tensor:
-        """A column of numbers (n,); ValueError names the first row where it is null or not finite."""
+        """A column of numbers (n,); ValueError names the first row that is null or not finite."""
         values = self._columns[name][:]
         if values and all(v is None for v in values):
             raise ValueError(f"{self.files[0]}: these triplets have no {name}: what wrote them does not know it")

@@ -1,4 +1,4 @@
-"""A collection of pictures: read from where it lies, scored so that a killed run goes on, summed up. `gallery_page` shows it."""
+"""A collection of pictures: read, scored so that a killed run goes on, summed up. `gallery_page` shows it."""
 
 import importlib.metadata
 import json
@@ -29,7 +29,7 @@ SPLIT = r"[\w.-]+(?:\[[^\]]*\])?(?:\(\w+\))?"  # train, train[:2], train[10%:20%
 
 
 def read(source: str, out) -> pd.DataFrame:
-    """image (full path) and prompt (None where there is none) of a folder of pictures, a csv, jsonl or parquet table (`images.read_table`),
+    """image (full path) and prompt (None if it is missing) of a folder of pictures, a csv, jsonl or parquet table (`images.read_table`),
     a folder in GenEval's layout, or "dataset:NAME:SPLIT", a Hub dataset or a local folder of one with a column `image` and perhaps
     `prompt`, whose pictures are put into `out`/pictures (`read_dataset`). attrs["left_out"]: of a folder, {what is not among the rows:
     how many}."""
@@ -48,7 +48,7 @@ def read(source: str, out) -> pd.DataFrame:
 
 def score(scorers: dict, table: pd.DataFrame, store, shard: int = 64) -> pd.DataFrame:
     """The table with `error`, why a picture lacks scores, `pixels`, its "width x height", `cut`, the scorers that read only the beginning
-    of its prompt, and a column a scorer, empty where there is an error or no prompt for a scorer that needs one. scorers: by name.
+    of its prompt, and a column a scorer, empty after an error or without the prompt that a scorer needs. scorers: by name.
 
     Each `shard` rows are kept under `store` as soon as they are scored, and read from there when pictures of the same contents, the same
     prompts and scorers come again, as long as code and libraries are the same. ValueError for an empty table."""
@@ -94,7 +94,7 @@ def _is_nested(column: pd.Series) -> bool:
 
 
 def _cached(file: Path, make) -> pd.DataFrame:
-    """The frame in a file, made anew where there is none or it cannot be read."""
+    """The frame in a file, made anew if that is missing or cannot be read."""
     try:
         return pd.read_parquet(file)
     except (OSError, ValueError):  # pyarrow's errors are of these kinds

@@ -197,7 +197,7 @@ def _result(metadata: dict, correct: bool | None, reason: str, boxes: dict) -> d
 
 
 def read_metadata(file) -> list[dict]:
-    """GenEval's jsonl: a prompt a line, with its tag, include and perhaps exclude. ValueError names the line that is none."""
+    """GenEval's jsonl: a prompt a line, with its tag, include and perhaps exclude. ValueError names a malformed line."""
     rows = read_jsonl(file)
     types = {"tag": str, "include": list, "prompt": str}
     for line, row in rows:
@@ -211,7 +211,7 @@ def read_metadata(file) -> list[dict]:
 
 def read_folder(folder) -> pd.DataFrame:
     """A folder of generated pictures in GenEval's layout, 00000/metadata.jsonl and 00000/samples/0000.png, or another ending of a picture
-    -> a frame with the columns image, prompt and metadata (a dict); attrs["left_out"]: {what is no such picture: how many}.
+    -> a frame with the columns image, prompt and metadata (a dict); attrs["left_out"]: {other contents: how many}.
     ValueError for a prompt without pictures."""
     prompts = sorted(p for p in Path(folder).iterdir() if p.is_dir() and p.name.isdigit())
     left_out = Counter({"entries beside the prompts' folders": sum(1 for _ in Path(folder).iterdir()) - len(prompts)})
