@@ -1,4 +1,5 @@
-# Two commands are all: `make repro` (the paper at micro scale) and `make test`. Each makes .venv when it is missing.
+# Two commands are all: `make repro` (the paper at micro scale) and `make test`; `make check` is the latter's first minute. Each makes
+# .venv when it is missing.
 # Any shell but make's default one, or macOS's make 3.81 looks for `dvc` and `ruff` in the PATH it was called with, not in .venv.
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -7,15 +8,20 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 export DVC_NO_ANALYTICS := 1
-STORY := 01_scoring_paradox 02_pick_high 03_train_ict 04_train_hp 05_draft_k 06_evaluate 07_figures
+STORY := 01_scoring_paradox 01b_explanations 02_pick_high 03_train_ict 04_train_hp 05_draft_k 06_evaluate 07_figures
 APPENDIX := A1_build_microworld A2_score_your_images A3_benchmarks A4_published_data
 
-.PHONY: repro test data lab bench study readme site clean
+.PHONY: repro check test data lab bench study study-keep readme site clean
 
 repro: .venv/ready  ## the paper at micro scale: every figure and table
 	dvc pull data.dvc
 	dvc repro
 	dvc metrics show --md
+
+check: .venv/ready  ## style and the tests that build no model
+	ruff check lib tests study docs notebooks
+	ruff format --check lib tests study docs
+	pytest -q -n 2 -m "not slow" tests
 
 test: .venv/ready  ## style, units, the pipeline in a clone, then each notebook as it opens
 	rm -rf runs/smoke
@@ -36,9 +42,14 @@ lab: .venv/ready  ## the notebooks in JupyterLab
 
 study: .venv/ready  ## controls and tunings, three seeds each, into study/*.csv: three hours and more on two cores
 	dvc pull data.dvc
-	dvc repro study/dvc.yaml
+	dvc repro train_hp strip strip_study
+	cd study && dvc repro
 	python study/controls.py table
 	python study/tuning.py table
+
+study-keep: .venv/ready  ## after a change that cannot touch the study: one row is run again; equal to the last digit, all stay valid
+	dvc repro train_hp strip strip_study
+	python study/keep.py $(ROW)
 
 bench: .venv/ready
 	python -m icthp.run notebooks/A3_benchmarks.ipynb bench
@@ -50,7 +61,7 @@ site: .venv/ready  ## the README, the executed notebooks and the figures as HTML
 	python docs/site.py
 
 clean:  ## forget all results; data/, the cache and .venv stay
-	rm -rf runs models figures site
+	rm -rf runs models figures site study/runs
 
 .venv/ready: requirements.lock pyproject.toml  # .venv/made: venv and pip are whole; what a kill left of them is made anew
 	test -e .venv/made || test -e $@ || $(PYTHON) -m venv --clear --upgrade-deps .venv

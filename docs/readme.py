@@ -6,7 +6,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from icthp import figures
+from icthp import figures, params
 
 
 def text(row: dict, name: str, digits: int = 2) -> str:
@@ -77,10 +77,11 @@ class Benchmarks:
 def render(runs="runs", models="models", study="study") -> str:
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader("docs"), undefined=jinja2.StrictUndefined, trim_blocks=True,
                                      lstrip_blocks=True, keep_trailing_newline=True)  # fmt: skip
-    rewards = ("clip", "ict", "hp", "icthp")
+    rewards = params.read_params()["shared"]["rewards"]
     return environment.get_template("README.md.j2").render(
         names=figures.NAMES,
         paradox=Results(f"{runs}/paradox/metrics.json"),
+        explanations=Results(f"{runs}/explanations/metrics.json"),
         audit=Results(f"{runs}/pick_high/metrics.json"),
         evaluate=Results(f"{runs}/evaluate/metrics.json"),
         tuned={name: Results(f"{models}/draft/{name}/metrics.json") for name in rewards},

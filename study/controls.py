@@ -38,15 +38,15 @@ class Statistics(scorers.Scorer):
         return torch.from_numpy(self.model.decision_function(self.cues(pixels))).float()
 
 
-def trained(stage: str, row: str, seed: int, params: dict, options: dict) -> scorers.Scorer:
-    """The control of this name: trained here, or the product of two that were."""
+def trained(stage: str, row: str, seed: int, params: dict, options: dict, out: Path) -> scorers.Scorer:
+    """The control of this name: trained here, with its model in `out`, or the product of two that were."""
     if row == "icthp":
         return icthp.load("icthp", f"{RUNS}/ict/corrected-{seed},{RUNS}/hp/corrected-{seed}")
     if row == "base":
         return icthp.load("clip", params["shared"]["clip"])
     if row == "statistics":
         return Statistics(data.Triplets(params["shared"]["triplets"], "train", params["shared"]["size"]))
-    function, out = train.STAGES[stage], RUNS / stage / f"{row}-{seed}"
+    function = train.STAGES[stage]
     options = {"ict": f"local-dir:{RUNS}/ict/corrected-{seed}"} | options if options.get("text_lambda") else options
     function(**run.arguments(function, f"train_{stage}", options | {"out": str(out), "seed": seed}))
     return icthp.load(stage, f"local-dir:{out}" if stage == "ict" else str(out))
@@ -66,7 +66,7 @@ def measured(scorer: scorers.Scorer, params: dict) -> pd.DataFrame:
             other = evaluation.score_triplets(scorer, test, prompts=prompts)
             counts = [i for i, miss in enumerate(near) if miss or name != "notices_near"]  # a row without a near miss does not count
             parts[name] = units[counts], evaluation.pairwise_accuracy(own[:, 2], other[:, 2])[counts]
-    scenes = microworld.sample(params["evaluate"]["paradox_scenes"], torch.Generator().manual_seed(params["shared"]["seed"]))
+    scenes = microworld.sample(params["evaluate"]["micro_scenes"], torch.Generator().manual_seed(params["shared"]["seed"]))
     with torch.no_grad():
         parts["paradox_rate"] = range(len(scenes)), evaluation.paradox_rate(microworld.score_by_level(scorer.score, scenes))
     frames = [pd.DataFrame({"measure": name, "index": range(len(u)), "unit": list(map(str, u)), "value": v.double().numpy()})
@@ -84,8 +84,9 @@ def main(argv: list[str]) -> None:
         return
     stage, row, seed = argv[0], argv[1], int(argv[2])
     params, options = READ(Path("params.yaml")), rows[stage][row]
-    values = measured(trained(stage, row, seed, params, options), params)
-    files.atomic(RUNS / stage / f"{row}-{seed}.parquet", values.to_parquet)
+    out = RUNS / stage / f"{row}-{seed}"
+    values = measured(trained(stage, row, seed, params, options, out), params)
+    files.atomic(out.with_name(f"{out.name}.parquet"), values.to_parquet)
     print(stage, row, seed, values.groupby("measure", sort=False).value.mean().round(3).to_dict())
 
 

@@ -10,14 +10,14 @@ import pandas as pd
 
 from icthp import evaluation, files
 
-RUNS = Path("runs/study")
+RUNS = Path("study/runs")
 ESTIMAND = "mean over rows, interval over prompts and seeds"
 COLUMNS = ["stage", "row", "seed", "measure", "index", "unit", "value"]
 
 
 def collect(name: str, stages: dict[str, dict]) -> pd.DataFrame:
     """Every value of every run of these stages, a row a measure and test row or picture (COLUMNS; unit: its prompt or scene), kept in
-    study/NAME_rows.parquet. What was kept of a run that is no longer in runs/study stays."""
+    study/NAME_rows.parquet. What was kept of a run that is no longer in study/runs stays."""
     file, found = Path(f"study/{name}_rows.parquet"), []
     for stage, row in ((stage, row) for stage, named in stages.items() for row in named):
         for path in sorted((RUNS / stage).glob(f"{row}-[0-9]*.parquet")):

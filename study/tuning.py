@@ -14,7 +14,7 @@ from icthp import evaluation, files, microworld, pipelines, run, tables, tuning
 from icthp.evaluation import geneval
 
 READ, RUNS = run.read_params, results.RUNS / "tuning"
-CURVES = ["held_out_reward", "val_loss", "kb", "right", "richness", "spread"]
+CURVES = ["held_out_reward", "val_loss", "kb", "micro_right", "micro_richness", "spread"]
 
 
 def tune(row: str, seed: int, options: dict) -> None:

@@ -16,6 +16,28 @@ torch.set_num_threads(1)  # tiny tensors; threads would only wait for each other
 ROOT = Path(__file__).parent.parent
 
 
+BUILT = {"clip_folder", "sd3_folder", "pipe", "triplets_folder"}  # fixtures that build a model
+QUICK = 10  # seconds of the processor, first imports included
+
+
+def pytest_collection_modifyitems(items):
+    """`make check` leaves out what is marked slow: tests of these fixtures, of the data or of a clone, and those that say so."""
+    for item in items:
+        if BUILT & set(item.fixturenames) or item.get_closest_marker("skipif"):
+            item.add_marker("slow")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """So that `make check` stays a minute: there a test that takes long must be marked."""
+    spent = lambda: sum(os.times()[:4])  # of this process and of those that it started
+    before = spent()
+    result = yield
+    if item.config.option.markexpr == "not slow" and spent() - before > QUICK:
+        pytest.fail(f"it took {spent() - before:.0f} s of the processor: mark it slow, or make it faster")
+    return result
+
+
 @pytest.fixture(scope="session")
 def scenes():
     return microworld.sample(64, torch.Generator().manual_seed(0))

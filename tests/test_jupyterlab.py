@@ -99,7 +99,7 @@ def test_run_all_in_jupyterlab(lab, browser, tmp_path):
     errors = ["".join(o["traceback"]) for c in cells for o in c["outputs"] if o["output_type"] == "error"]
     assert not errors, errors[0]
     pictures = [o for c in cells for o in c["outputs"] if "image/png" in o.get("data", {})]
-    assert len(pictures) >= 6
+    assert len(pictures) >= 5
     last = max(i for i, c in enumerate(cells) if any("image/png" in o.get("data", {}) for o in c["outputs"]))
     drawn = f"{PANEL}.content.widgets.filter(w => w.model.type == 'code')[{last}]"
     browser.run(f"{PANEL}.content.scrollToItem({PANEL}.content.widgets.indexOf({drawn}))")

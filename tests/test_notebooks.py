@@ -10,6 +10,7 @@ import papermill
 import pytest
 import torch
 from nbclient.exceptions import CellTimeoutError
+from papermill.translators import PythonTranslator
 from PIL import Image
 
 from conftest import ROOT
@@ -32,6 +33,13 @@ def test_hygiene(path):
     assert not any(c.outputs or c.execution_count for c in code)
     assert max(len(c.source.splitlines()) for c in code if "parameters" not in c.metadata.get("tags", [])) <= 25
     assert run.declared(path)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_papermill_understands_every_parameter(path, caplog):
+    """It splits lines at each `=`, of a comment too, and warns of a line or a parameter that it does not understand."""
+    found = PythonTranslator.inspect(nbformat.read(path, 4).cells[1])
+    assert {parameter.name for parameter in found} == set(run.declared(path)) and not caplog.records
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -95,15 +103,18 @@ def test_a2_on_photographs(tmp_path):
 
 
 @needs_data
-def test_01_takes_a_table_of_real_pictures(tmp_path):
+def test_01_and_01b_take_a_table_of_real_pictures(tmp_path):
     """The lab scale's path: a table with a column a level, and a folder of photographs."""
     picture = lambda i, level: str(DATA / f"examples/{i}_{level}.png")
     rows = [{"prompt": "a red circle", "plain": picture(i, "plain"), "rich": picture(i, "rich")} for i in range(4)]
     pd.DataFrame(rows).to_json(tmp_path / "t.jsonl", orient="records", lines=True)
-    folders = {"photographs": str(DATA / "examples"), "out": str(tmp_path / "out")}
     table = {"pictures_table": str(tmp_path / "t.jsonl"), "levels": "plain,rich"}
-    execute("01_scoring_paradox", small_clip_steps=0, estimate_scenes=2, **folders, **table)
-    metrics = json.loads((tmp_path / "out/metrics.json").read_text(encoding="utf-8"))
-    assert metrics["paradox_rate_short_clip_n"] == 4 and metrics["jpeg_ratio"] > 1.3 and "formula_r2" not in metrics
-    assert {"clip_short_0", "clip_short_1", "truncated_short"} <= metrics.keys()
-    assert len(pd.read_parquet(tmp_path / "out/levels.parquet")) == 4 * 2 * 3
+    execute("01_scoring_paradox", out=str(tmp_path / "01"), **table)
+    metrics = json.loads((tmp_path / "01/metrics.json").read_text(encoding="utf-8"))
+    assert metrics["paradox_rate_short_clip_n"] == 4 and metrics["jpeg_ratio"] > 1.3 and "micro_formula_r2" not in metrics
+    assert {"clip_short_0", "clip_short_1"} <= metrics.keys() and not [name for name in metrics if name.startswith("micro_clip_short")]
+    assert len(pd.read_parquet(tmp_path / "01/levels.parquet")) == 4 * 2 * 3
+    options = {"photographs": str(DATA / "examples"), "micro_clip_steps": 0, "micro_estimate_scenes": 2}
+    execute("01b_explanations", out=str(tmp_path / "01b"), **options, **table)
+    metrics = json.loads((tmp_path / "01b/metrics.json").read_text(encoding="utf-8"))
+    assert metrics["fall_short_clip_n"] == 4 and {"truncated_short", "micro_denoiser_own_spearman"} <= metrics.keys()

@@ -66,6 +66,7 @@ def test_other_values_are_read_by_the_type_of_the_default(pair, value):
         ("free=!!python/object:os.x {}", "free must be a value of YAML"),
         ("text", "'text' is no parameter; write name=value"),
         ("txet=a", "it has no parameter txet; it has text, lr, n, flag, free"),
+        ("checks=3", "checks is called micro_checks since 0.2.0: rename it"),
         ("text=caf\udce9", "is not UTF-8"),
     ],
 )
@@ -103,6 +104,7 @@ MISTAKES = {
     "a:\n  x: 2019-01-01\n": "p.yaml, line 2: YAML's timestamp",
     "a:\n  x: !!set {y}\n": "p.yaml, line 2: YAML's set",
     "a:\n  x: !!binary aGVsbG8=\n": "p.yaml, line 2: YAML's binary",
+    "a:\n  x: 1\n  world_detector: d\n": "p.yaml, line 3: world_detector is called micro_detector since 0.2.0",
     "a:\n  x: 1\n  1: x\n": "p.yaml, line 3: YAML's int",
     "1: {x: 1}\n": "p.yaml, line 1: YAML's int",
     "a:\n  x: {y: [1, 2019-01-01]}\n": "p.yaml, line 2: YAML's timestamp",
@@ -120,6 +122,11 @@ def test_a_mistake_in_the_file_is_one_sentence_with_its_line(tmp_path, monkeypat
     with pytest.raises(ValueError) as caught:
         params.read_params("p.yaml")
     assert str(caught.value).startswith(MISTAKES[text]) and "\n" not in str(caught.value)
+
+
+def test_no_parameter_of_today_has_a_name_of_the_past():
+    declared = {name for file in (ROOT / "notebooks").glob("*.ipynb") for name in run.declared(file)}
+    assert not set(params.RENAMED) & declared and set(params.RENAMED.values()) <= declared
 
 
 def test_a_file_that_is_not_utf8_is_named(tmp_path):

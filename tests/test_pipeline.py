@@ -66,7 +66,7 @@ def test_the_pipeline_runs_to_the_end_after_a_kill_and_then_does_nothing(clone):
         assert len(list((clone / "figures").glob(f"*.{suffix}"))) == 16
     assert len(list((clone / "figures").glob("*.tex"))) == len(list((clone / "figures").glob("*.md"))) == 5
     metrics = json.loads((clone / "runs/evaluate/metrics.json").read_text(encoding="utf-8"))
-    assert {"clip_plain_i2_i1_acc", "icthp_geneval_mean", "base_single_object_right"} <= metrics.keys()
+    assert {"clip_plain_i2_i1_acc", "icthp_geneval_mean", "micro_base_single_object_right"} <= metrics.keys()
     for reward in ("clip", "ict", "hp", "icthp"):
         assert "reward_gain_low" in json.loads((clone / f"models/draft/{reward}/metrics.json").read_text(encoding="utf-8"))
     assert "runs/evaluate/summary.json" in shell("dvc metrics show --md", clone)
@@ -78,7 +78,7 @@ def test_the_pipeline_runs_to_the_end_after_a_kill_and_then_does_nothing(clone):
     shell("dvc checkout -f runs/evaluate/summary.json", clone)
     site = shell("python docs/site.py", clone)
     pages = {p.name for p in (clone / "site").glob("*.html")}
-    assert {"index.html", "01_scoring_paradox.html", "05_draft_k-clip.html", "07_figures.html"} <= pages, site
+    assert {"index.html", "01_scoring_paradox.html", "01b_explanations.html", "05_draft_k-clip.html", "07_figures.html"} <= pages, site
     links = re.findall(r'href="([^"#:]+\.html)"|src="([^":]+\.png)"', (clone / "site/index.html").read_text(encoding="utf-8"))
     assert len(links) > 20 and all((clone / "site" / (page or picture)).exists() for page, picture in links)
 

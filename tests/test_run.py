@@ -177,6 +177,29 @@ def test_a_notebook_is_named_from_here_or_from_the_root(project, monkeypatch):
     assert not (project / "deep/runs").exists()
 
 
+NOISE = """from icthp import detector, draft, evaluate, hub, pick_high, scores, train
+print("said in passing")
+"""
+
+
+def test_a_run_tells_its_headline_and_nothing_else(project):
+    """A progress bar, where the executed notebook lies, what its cell tagged `headline` shows; no warnings of libraries."""
+    write(project / "n.ipynb", CELL, NOISE, 'from matplotlib.figure import Figure\ndisplay(Figure())\n{"accuracy": 0.75}')
+    notebook = nbformat.read(project / "n.ipynb", 4)
+    notebook.cells[2].metadata.tags = ["headline"]
+    nbformat.write(notebook, project / "n.ipynb")
+    done = subprocess.run([sys.executable, "-m", "icthp.run", "n.ipynb", "stage"], cwd=project, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["n.ipynb -> runs/notebooks/n.ipynb", "{'accuracy': 0.75}"]
+    bars = [line for line in re.split(r"[\r\n]+", done.stderr) if line]
+    assert bars and all(re.fullmatch(r"Executing: +\d+%\|.*\| \d/4 \[.*\]", line) for line in bars), done.stderr
+
+
+def test_a_warning_of_a_cell_is_told_once(project):
+    write(project / "n.ipynb", CELL, 'import warnings\nwarnings.warn("look here")')
+    done = subprocess.run([sys.executable, "-m", "icthp.run", "n.ipynb", "stage"], cwd=project, capture_output=True, text=True)
+    assert done.stderr.count("UserWarning: look here") == 1
+
+
 def test_a_run_in_a_locale_that_knows_ascii_alone(project):
     """Values, params.yaml, the notebook and what it prints are UTF-8 all the same."""
     text = (project / "params.yaml").read_text(encoding="utf-8").replace("none: ''", "none: café")
@@ -241,9 +264,9 @@ def test_scientific_numbers_are_floats_for_every_yaml_reader(path):
             assert not (isinstance(value, str) and value[:1].isdigit() and "e-" in value), f"{section}.{key}: {value!r}"
 
 
-STAGES = {"paradox": "01_scoring_paradox", "pick_high": "02_pick_high", "train_ict": "03_train_ict", "train_hp": "04_train_hp",
-          "draft": "05_draft_k", "evaluate": "06_evaluate", "figures": "07_figures", "build_microworld": "A1_build_microworld",
-          "bench": "A3_benchmarks"}  # fmt: skip
+STAGES = {"paradox": "01_scoring_paradox", "explanations": "01b_explanations", "pick_high": "02_pick_high",
+          "train_ict": "03_train_ict", "train_hp": "04_train_hp", "draft": "05_draft_k", "evaluate": "06_evaluate",
+          "figures": "07_figures", "build_microworld": "A1_build_microworld", "bench": "A3_benchmarks"}  # fmt: skip
 
 
 @pytest.mark.parametrize("section", STAGES)
@@ -255,33 +278,26 @@ def test_every_section_fits_its_notebook(section, monkeypatch):
     assert set(load("params.yaml")) == set(STAGES) | {"shared"}
 
 
-def imports(source, known=frozenset({"run"})):
-    """Modules and packages of icthp that a piece of Python imports, and those that they import in turn."""
-    nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("icthp")]
-    used = {m for n in nodes for m in ([a.name for a in n.names] if n.module == "icthp" else [n.module.split(".")[1]])} - known
-    files = [f for m in used for f in [*ROOT.glob(f"lib/icthp/{m}.py"), *ROOT.glob(f"lib/icthp/{m}/*.py")]]
-    return used.union(*(imports(f.read_text(encoding="utf-8"), known | used) for f in files))
+@pytest.mark.parametrize("section", sorted(load("dvc.yaml")["stages"].keys() - {"watch", "strip", "reward", "strip_study"}))
+def test_a_stage_depends_on_all_that_strip_makes_of_its_notebook(section):
+    stages = load("dvc.yaml")["stages"]
+    notebook, named = re.search(r"icthp.run runs/src/(\w+)\.ipynb (\w+)", stages[section]["cmd"]).groups()
+    assert named == section and stages["strip"]["foreach"][section] == notebook and (ROOT / f"notebooks/{notebook}.ipynb").exists()
+    assert {f"runs/src/{notebook}.{kind}" for kind in ("ipynb", "modules", "inputs")} <= set(stages[section]["deps"])
+    assert section in stages[section]["params"]
 
 
-@pytest.mark.parametrize("section", sorted(load("dvc.yaml")["stages"].keys() - {"strip"}))
-def test_a_stage_depends_on_every_module_that_it_uses(section):
-    """A change in lib/icthp reruns the stages whose numbers it can change; figures.py reruns only the figures."""
-    source = [c.source for c in nbformat.read(ROOT / f"notebooks/{STAGES[section]}.ipynb", 4).cells if c.cell_type == "code"]
-    used = imports("\n".join(source)) - ({"figures"} if section != "figures" else set())
-    deps = {d.split("/")[2].removesuffix(".py") for d in load("dvc.yaml")["stages"][section]["deps"] if d.startswith("lib/")}
-    assert used == deps
-
-
-def test_the_study_depends_on_every_module_that_it_uses():
+def test_a_stage_of_the_study_depends_on_its_script():
     for stage in load("study/dvc.yaml")["stages"].values():
-        used = set().union(*(imports((ROOT / d).read_text(encoding="utf-8")) for d in stage["deps"] if d.startswith("study/")))
-        assert {d.split("/")[2].removesuffix(".py") for d in stage["deps"] if d.startswith("lib/")} == used
+        script = re.match(r"python (\w+)\.py", stage["cmd"])[1]
+        assert f"../runs/src/{script}.modules" in stage["deps"] and script in load("dvc.yaml")["stages"]["strip_study"]["matrix"]["script"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "lib/icthp").rglob("*.py")), ids=lambda p: p.stem)
 def test_the_library_needs_no_notebook_tools(path):
-    """Papermill and its like are an extra: only run.py and params.py import them, and only train's command line imports these."""
-    if path.name not in ("run.py", "params.py"):
+    """Papermill and its like are an extra: only run.py, params.py and strip.py import them, and only train's command line imports
+    these."""
+    if path.name not in ("run.py", "params.py", "strip.py"):
         nodes = [n for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, (ast.Import, ast.ImportFrom))]
         named = {a.name for n in nodes for a in n.names} | {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
         assert not named & {"papermill", "nbformat", "ruamel.yaml", "icthp.run", "run", "icthp.params", "params", "dvc"}

@@ -36,11 +36,11 @@ def test_curves_of_tuning_are_means_over_seeds(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "RUNS", tmp_path)
     for row in ("clip", "clip_dpo"):
         for seed in (0, 1):
-            looks = {"val_loss": [None, 0.5 + seed, None, 1.0], "richness": [None, 0.2, None, 0.4 + seed]}
+            looks = {"val_loss": [None, 0.5 + seed, None, 1.0], "micro_richness": [None, 0.2, None, 0.4 + seed]}
             (tmp_path / f"{row}-{seed}/clip").mkdir(parents=True)
             pd.DataFrame({"step": range(4)} | looks).to_parquet(tmp_path / f"{row}-{seed}/clip/history.parquet")
     found = tuning.curves(["clip", "clip_dpo"]).set_index(["row", "measure", "step"])
-    last = found.loc[("clip", "richness", 3)]
+    last = found.loc[("clip", "micro_richness", 3)]
     assert last[["mean", "min", "max", "count"]].tolist() == pytest.approx([0.9, 0.4, 1.4, 2])
     assert found.loc[("clip_dpo", "val_loss", 1), "mean"] == 1 and 0 not in found.index.get_level_values("step")
 
@@ -55,13 +55,13 @@ def test_controls_are_trained_measured_and_tabled(triplets_folder, clip_folder, 
     rows = {"ict": {"base": {}, "corrected": {}}, "hp": {"corrected": {}, "text": {"text_lambda": 1.0}, "statistics": {}, "icthp": {}}}
     (tmp_path / "study").mkdir()
     (tmp_path / "params.yaml").write_text(
-        json.dumps({"shared": shared, "train_ict": recipe, "train_hp": recipe, "evaluate": {"paradox_scenes": 3}})
+        json.dumps({"shared": shared, "train_ict": recipe, "train_hp": recipe, "evaluate": {"micro_scenes": 3}})
     )
     (tmp_path / "study/params.yaml").write_text(json.dumps(rows | {"ict": rows["ict"] | {"later": {}}}))
     monkeypatch.chdir(tmp_path)
     for stage, named in rows.items():
         for row in named:
-            (tmp_path / "runs/study" / stage).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "study/runs" / stage).mkdir(parents=True, exist_ok=True)
             controls.main([stage, row, "0"])
     controls.main(["table"])
     table, kept = pd.read_csv("study/controls.csv"), pd.read_parquet("study/controls_rows.parquet")
@@ -69,7 +69,7 @@ def test_controls_are_trained_measured_and_tabled(triplets_folder, clip_folder, 
     row = table[(table.row == "corrected") & (table.stage == "ict") & (table.measure == "i2_i1")].iloc[0]
     assert row["mean"] == pytest.approx(plain.value.mean(), abs=1e-4) and row.lowest_seed <= row["mean"] <= row.highest_seed
     assert (row.n, row.groups) == (plain["index"].nunique(), plain.unit.nunique()) and row.estimand.startswith("mean over rows")
-    shutil.rmtree("runs")
+    shutil.rmtree("study/runs")
     controls.main(["table"])  # the kept rows are enough
     assert pd.read_csv("study/controls.csv").drop(columns="commit").equals(table.drop(columns="commit"))
     assert set(zip(table.stage, table.row)) == {(stage, row) for stage, named in rows.items() for row in named}
@@ -97,6 +97,50 @@ def test_a_row_of_the_study_never_mixes_estimands(monkeypatch):
     assert (table.n == 40).all() and (table.groups == 10).all() and (table.seeds == 3).all()
     assert table.loc["corrected", "low"] < table.loc["same", "low"] and table.loc["corrected", "high"] > table.loc["same", "high"]
     assert table.loc["same", "minus"] == pytest.approx(0) and "minus_p_given_trainings" in table
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """A study of one result, and what a probe of it would find; `dvc` notes that it was called."""
+    monkeypatch.syspath_prepend(ROOT / "study")
+    import keep
+
+    values = pd.DataFrame({"measure": "i2_i1", "index": range(4), "unit": list("aabb"), "value": [0.0, 1.0, 0.5, 0.1]})
+    (tmp_path / "study/runs/ict").mkdir(parents=True)
+    (tmp_path / "params.yaml").write_text("shared: {}\n", encoding="utf-8")
+    values.to_parquet(tmp_path / "study/runs/ict/corrected-0.parquet")
+    monkeypatch.chdir(tmp_path)
+    called = []
+    monkeypatch.setattr(keep.subprocess, "run", lambda command, **options: called.append((command[:2], options)))
+    return keep, values, called, monkeypatch
+
+
+def test_results_that_are_equal_to_the_last_digit_are_kept(kept, capsys):
+    keep, values, called, monkeypatch = kept
+    monkeypatch.setattr(keep, "probe", lambda *row: values.sample(frac=1, random_state=0))  # in another order
+    assert keep.main([]) == 0 and called == [(["dvc", "commit"], {"cwd": "study", "check": True})]
+    assert "are kept" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda v: v.assign(value=v.value + [0, 0, 0, 1e-16 + 2e-17]), "i2_i1: 1 of 4 values differ, by 1.25e-16 at most"),
+        (lambda v: v[:3], "i2_i1: 1 of 4 rows are in one of the two alone"),
+        (lambda v: pd.concat([v, v.assign(measure="other")]), "other: 4 of 4 rows are in one of the two alone"),
+        (lambda v: v.assign(value=[0.0, 1.0, 0.5, None]), "i2_i1: 1 of 4 values differ"),
+    ],
+)
+def test_results_that_differ_are_told_and_nothing_is_kept(kept, capsys, change, says):
+    keep, values, called, monkeypatch = kept
+    monkeypatch.setattr(keep, "probe", lambda *row: change(values))
+    assert keep.main([]) == 1 and called == [] and says in capsys.readouterr().err
+
+
+def test_nothing_is_kept_of_a_study_that_never_ran(kept, capsys):
+    keep, _, called, _ = kept
+    assert keep.main(["hp", "corrected", "0"]) == 1 and called == []
+    assert "`make study` makes it" in capsys.readouterr().err
 
 
 def test_todays_tables_of_the_study_say_their_estimand():

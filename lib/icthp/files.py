@@ -1,6 +1,5 @@
 """Files that are whole or absent, and digests that tell files, models and code apart."""
 
-import ast
 import functools
 import hashlib
 import json
@@ -9,9 +8,14 @@ import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError
+
+from icthp.imports import code_digest
+
+if TYPE_CHECKING:  # torch takes seconds to import, and files need it for `fingerprint` alone
+    import torch
 
 
 def atomic(path, write: Callable[[Path], object]) -> Path:
@@ -95,8 +99,10 @@ def digest(*parts) -> str:
     return whole.hexdigest()[:20]
 
 
-def fingerprint(model: torch.nn.Module) -> str:
+def fingerprint(model: "torch.nn.Module") -> str:
     """A digest of a model's weights: their names, types, shapes and bytes."""
+    import torch
+
     whole = hashlib.sha256()
     for name, p in model.state_dict().items():
         whole.update(f"{name} {p.dtype} {tuple(p.shape)}".encode())
@@ -106,8 +112,8 @@ def fingerprint(model: torch.nn.Module) -> str:
 
 @functools.cache
 def code(*modules: str) -> str:
-    """A digest of the named modules and packages of icthp ("pictures", "kernels", ...) as Python reads them: comments and layout
-    do not count. It belongs into the key of a file that is kept between runs and depends on them."""
+    """A digest of the named modules and packages of icthp ("pictures", "kernels", ...) as Python reads them: comments,
+    docstrings and layout do not count. It belongs into the key of a file that is kept between runs and depends on them."""
     here = Path(__file__).parent
     found = [file for name in modules for file in (here / f"{name}.py", *sorted((here / name).rglob("*.py"))) if file.exists()]
-    return digest(*(ast.dump(ast.parse(file.read_text(encoding="utf-8"))) for file in found))
+    return digest(*(code_digest(file.read_text(encoding="utf-8")) for file in found))

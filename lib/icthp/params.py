@@ -16,11 +16,29 @@ KINDS = {  # of a default -> what a value must be, and the remedy in params.yaml
 }
 PLAIN = ("str", "int", "float", "bool", "null", "seq", "map")  # the tags of YAML that a value may have
 NAMES = ("str", "merge")  # and a name
+RENAMED = {  # since version 0.2.0
+    "checks": "micro_checks",
+    "estimate_scenes": "micro_estimate_scenes",
+    "fix_rate": "frozen_fraction",
+    "lv": "lv_samples",
+    "paradox_scenes": "micro_scenes",
+    "parity": "train_embeddings",
+    "reforward": "recompute_last_steps",
+    "scenes_count": "micro_scenes",
+    "share": "activation",
+    "small_clip_batch": "micro_clip_batch",
+    "small_clip_steps": "micro_clip_steps",
+    "voted_scenes": "micro_voted_scenes",
+    "watch_every": "eval_every",
+    "watch_prompts": "eval_prompts",
+    "world_detector": "micro_detector",
+}
 
 
 def read_params(file="params.yaml") -> dict[str, dict]:
     """The sections of a file like params.yaml. ValueError names the file and the line of what is no YAML, of a key that comes twice, of a
-    section that is no mapping, and of what is neither text, number, true, false, null nor a list or mapping of them."""
+    section that is no mapping, of a parameter by its old name (`RENAMED`), and of what is neither text, number, true, false, null nor a
+    list or mapping of them."""
     try:
         text = Path(file).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -33,7 +51,14 @@ def read_params(file="params.yaml") -> dict[str, dict]:
             raise ValueError(
                 f"{file}, line {name.start_mark.line + 1}: {name.value} is no section: it must hold `name: value` pairs, or {{}}"
             )
+        for key, _ in section.value:
+            _refuse_renamed(key.value, f"{file}, line {key.start_mark.line + 1}: ")
     return params
+
+
+def _refuse_renamed(name: str, where: str = "") -> None:
+    if name in RENAMED:
+        raise ValueError(f"{where}{name} is called {RENAMED[name]} since 0.2.0: rename it")
 
 
 def _load(text: str, where) -> tuple[Node | None, object]:
@@ -63,9 +88,11 @@ def _nodes(node: Node, kinds=PLAIN) -> Iterator[tuple[Node, tuple]]:
 
 
 def coerce(name: str, default, value, where: str = ""):
-    """`value` as the type that its declared default has; a whole number may stand for a number. ValueError names the parameter, its type
-    and the value. Any value fits a default of another type, as None."""
+    """`value` as the type that its declared default has; a whole number may stand for a number, and a list of texts for one text with
+    commas between them. ValueError names the parameter, its type and the value. Any value fits a default of another type, as None."""
     kind = type(default)
+    if kind is str and isinstance(value, list) and all(isinstance(part, str) and "," not in part for part in value):
+        return ",".join(value)
     if kind is float and type(value) is int:
         return float(value)
     if kind in KINDS and type(value) is not kind:
@@ -75,13 +102,14 @@ def coerce(name: str, default, value, where: str = ""):
 
 def parse_arguments(pairs: list[str], defaults: dict, taker) -> dict:
     """name=value pairs of a command line, each value by the type of its default: a text is taken as it stands, anything else is read as
-    YAML. ValueError names the parameter that `taker` does not have, or that the value does not fit."""
+    YAML. ValueError names the parameter that `taker` does not have, or that the value does not fit, or the new name of a renamed one."""
     values = {}
     for pair in map(_utf8, pairs):
         name, equals, text = pair.partition("=")
         if not equals:
             raise ValueError(f"{pair!r} is no parameter; write name=value")
         if name not in defaults:
+            _refuse_renamed(name)
             raise ValueError(f"{taker} has no parameter {name}; it has {', '.join(defaults)}")
         values[name] = text if isinstance(defaults[name], str) else _read(name, defaults[name], text)
     return values

@@ -19,10 +19,13 @@ import papermill
 from filelock import FileLock, Timeout
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
 
 from icthp.params import KINDS, coerce, parse_arguments, read_params
 
 TRAINING = ("seed", "precision")  # what every training takes of them
+KERNEL = Config(KernelManager={"transport_encryption": "auto"})  # without it every kernel warns that others may listen
+HEADLINE = "headline"  # the tag of a cell whose output `main` prints
 SHARED = "shared"  # the section whose values a notebook takes when it declares them
 
 
@@ -109,11 +112,15 @@ def _section(params: dict, name: str) -> dict:
     return params[name]
 
 
+def section_values(params: dict, section: str, names) -> dict:
+    """The section's values, and those of the shared ones that are among `names`."""
+    return {k: v for k, v in params.get(SHARED, {}).items() if k in names} | _section(params, section)
+
+
 def parameters(notebook, section: str, extra: dict) -> dict:
     """The section's values, the shared ones that the notebook declares, and `extra`; all and only what it declares, of its types."""
-    params, defaults = read_params(), declared(notebook)
-    shared = {k: v for k, v in params.get(SHARED, {}).items() if k in defaults}
-    values = shared | _section(params, section) | extra
+    defaults = declared(notebook)
+    values = section_values(read_params(), section, defaults) | extra
     unknown, missing = sorted(set(values) - set(defaults)), sorted(set(defaults) - set(values))
     if unknown:
         raise ValueError(f"{section} in params.yaml sets {', '.join(unknown)}, which {notebook} does not declare")
@@ -125,8 +132,8 @@ def parameters(notebook, section: str, extra: dict) -> dict:
 def arguments(function, section: str, extra: dict | list[str], through=()) -> dict:
     """The section's values, the shared ones that `function` or the training loop takes by name, and `extra`, a dict or name=value pairs.
     The keywords of `function`, before those of the functions that it hands the rest on to, `through`, declare types."""
-    params, takes = read_params(), inspect.signature(function).parameters
-    values = {k: v for k, v in params.get(SHARED, {}).items() if k in takes or k in TRAINING} | _section(params, section)
+    takes = inspect.signature(function).parameters
+    values = section_values(read_params(), section, {*takes, *TRAINING})
     defaults = dict(values)
     for each in reversed([function, *through]):
         keywords = [p for p in inspect.signature(each).parameters.values() if p.kind is p.KEYWORD_ONLY]
@@ -153,8 +160,15 @@ def run(notebook, section: str, output=None, /, **extra) -> Path:
     with _alone(output):
         papermill.execute_notebook(
             source, target, parameters=values, kernel_name="python3", language="python", cwd=str(Path.cwd()), autosave_cell_every=60,
-            log_output=True, stdout_file=sys.stdout, stderr_file=sys.stderr)  # fmt: skip
+            stderr_file=sys.stderr, config=KERNEL)  # fmt: skip
     return output
+
+
+def headlines(executed) -> str:
+    """The values of the cells tagged `headline` of an executed notebook, as text; its figures are in the notebook."""
+    tagged = [cell for cell in nbformat.read(executed, as_version=4).cells if HEADLINE in cell.metadata.get("tags", [])]
+    values = [output.data for cell in tagged for output in cell.outputs if output.output_type == "execute_result"]
+    return "\n".join(data["text/plain"] for data in values)
 
 
 @contextmanager
@@ -189,7 +203,8 @@ def main(argv: list[str]) -> int:
     notebook, section, *told = argv
     try:
         notebook = _inside(notebook)
-        print(f"{notebook} -> {run(notebook, section, **parse_arguments(told, declared(notebook), notebook))}")
+        executed = run(notebook, section, **parse_arguments(told, declared(notebook), notebook))
+        print(*filter(None, [f"{notebook} -> {executed}", headlines(executed)]), sep="\n")
     except PapermillExecutionError as error:
         print(f"{notebook}, cell {error.exec_count}: {error.ename}: {error.evalue}", file=sys.stderr)
         return 1

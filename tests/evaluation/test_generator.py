@@ -31,7 +31,7 @@ class Painter:
         return renderer.render(self.scenes(prompts).at(0.2 * (ids[0] // 10_000)))
 
     def measure(self, pixels, tasks=None):
-        measured = {"richness": torch.zeros(len(pixels))}
+        measured = {"micro_richness": torch.zeros(len(pixels))}
         if tasks:
             found = true_objects(self.scenes([task["prompt"] for task in tasks]))
             measured["correct"] = [geneval.check(objects, task)[0] for objects, task in zip(found, tasks)]
@@ -48,7 +48,8 @@ def test_each_measure_is_of_what_is_drawn(scorers, tasks):
     painter = Painter(is_wrong=False)
     values, pixels = generator.evaluate_generator(painter.draw, prompts, tasks * 2, scorers, painter.measure)
     assert pixels.shape == (5, 3, 64, 64) and values["geneval_mean"].mean() == pytest.approx(1) and len(values["geneval_mean"]) == 24
-    assert {"jpeg_kb", "richness", "score_clip", "diversity", "sharpness"} <= values.keys() and list(values["jpeg_kb"].index) == prompts
+    assert {"jpeg_kb", "micro_richness", "score_clip", "diversity", "sharpness"} <= values.keys()
+    assert list(values["jpeg_kb"].index) == prompts
     assert values["jpeg_kb"].tolist() == (images.jpeg_bytes(pixels) / 1000).tolist() and len(values["vendi"]) == 1
 
 

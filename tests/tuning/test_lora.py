@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import diffusers.loaders.peft
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
@@ -368,3 +369,16 @@ def test_what_the_folded_attention_cannot_do_is_refused(load, name):
     attention = pipe.transformer.transformer_blocks[0].attn
     with pytest.raises(ValueError, match="takes no mask"):
         attention.processor(attention, torch.ones(1, 4, 32), torch.ones(1, 4, 32), mask=torch.ones(1))
+
+
+def test_loading_speaks_of_no_text_encoder(load, tmp_path, monkeypatch):
+    """As load_lora_weights does, to the last bit, without its warning for each text encoder that the LoRA does not touch."""
+    lora.save_lora(trained(load()), tmp_path)
+    said = []
+    for module in ("lora_base", "peft"):
+        monkeypatch.setattr(getattr(diffusers.loaders, module).logger, "warning", lambda text, *rest: said.append(text))
+    again, usual = load(), load()
+    lora.load_lora(again, tmp_path)
+    assert said == []
+    usual.load_lora_weights(str(tmp_path))
+    assert len(said) == 2 and torch.equal(draw(again), draw(usual))

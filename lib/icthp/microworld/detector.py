@@ -56,8 +56,8 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def measure(self, pixels: Tensor, tasks: list[dict] | None = None) -> dict:
-        """{"richness": (b,)} and, where each picture has a task of GenEval's metadata, "correct": is it fulfilled?"""
-        seen = {"richness": self(pixels)[3]}
+        """{"micro_richness": (b,)} and, where each picture has a task of GenEval's metadata, "correct": is it fulfilled?"""
+        seen = {"micro_richness": self(pixels)[3]}
         if not tasks:
             return seen
         return seen | {"correct": [check(filter_detections(found, task), task)[0] for found, task in zip(self.detect(pixels), tasks)]}

@@ -113,12 +113,16 @@ def load_lora(pipe: StableDiffusion3Pipeline, folder, adapter_name: str | None =
     if Path(folder).is_dir() and not list(Path(folder).glob("*.safetensors")):
         raise FileNotFoundError(f"{folder} has no {FILE}: draft.save_lora writes it")
     try:
-        state = pipe.lora_state_dict(str(folder), use_safetensors=True)
+        state, metadata = pipe.lora_state_dict(str(folder), use_safetensors=True, return_lora_metadata=True)
     except SafetensorError as error:
         raise ValueError(f"{folder}: its LoRA cannot be read ({error}); write or download it again") from error
     _refuse_to_load(pipe, state, folder)
     try:
-        pipe.load_lora_weights(str(folder), adapter_name=adapter_name, use_safetensors=True)
+        if any(not name.startswith("transformer.") for name in state):
+            pipe.load_lora_weights(str(folder), adapter_name=adapter_name, use_safetensors=True)
+        else:  # as load_lora_weights does, without looking for layers of the text encoders, of which it would warn
+            options = {"adapter_name": adapter_name, "metadata": metadata, "low_cpu_mem_usage": True, "_pipeline": pipe}
+            pipe.load_lora_into_transformer(state, pipe.transformer, **options)
     except RuntimeError as error:
         raise ValueError(f"{folder} holds the LoRA of another model: {error}") from error
 

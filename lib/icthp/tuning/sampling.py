@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
-from diffusers import AutoPipelineForImage2Image, DiffusionPipeline, StableDiffusion3Pipeline
+from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -51,6 +51,13 @@ def _denoiser(pipe: DiffusionPipeline) -> torch.nn.Module:
     return pipe.unet if getattr(pipe, "transformer", None) is None else pipe.transformer
 
 
+def _editing(pipe: DiffusionPipeline) -> DiffusionPipeline:
+    """The same parts as a pipeline that begins with a picture."""
+    from diffusers import AutoPipelineForImage2Image  # its import is slow and warns of torch.jit.script, which one of its pipelines uses
+
+    return AutoPipelineForImage2Image.from_pipe(pipe)
+
+
 def _sides(pipe: DiffusionPipeline, size) -> tuple[int, int]:
     """Height and width in pixels of one side, of two, or of None, the denoiser's own."""
     size = _denoiser(pipe).config.sample_size * pipe.vae_scale_factor if size is None else size
@@ -83,7 +90,7 @@ def generate(
     options = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pt", "height": height, "width": width}
     if isinstance(pipe, StableDiffusion3Pipeline):
         options["max_sequence_length"] = t5_length(pipe)
-    draw = pipe if start is None else AutoPipelineForImage2Image.from_pipe(pipe)
+    draw = pipe if start is None else _editing(pipe)
     draw.set_progress_bar_config(disable=True)
     known = inspect.signature(draw.__call__).parameters  # some take an edit's size from the picture alone
     options = {name: value for name, value in options.items() if name in known}
