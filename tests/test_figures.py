@@ -6,11 +6,11 @@ from matplotlib import pyplot as plt
 from icthp import figures
 
 
-def test_gallery_shows_each_picture_where_it_belongs():
+def test_a_grid_has_each_picture_in_its_place():
     pixels = torch.linspace(0, 1, 5)[:, None, None, None].expand(5, 3, 8, 6)
     figure = figures.image_grid(pixels, [f"title {i}" for i in range(5)], columns=3, rows=["first", "second"])
-    shown = [axis.images[0].get_array()[0, 0, 0] for axis in figure.axes if axis.images]
-    assert np.allclose(shown, torch.linspace(0, 1, 5)) and len(figure.axes) == 6
+    corners = [axis.images[0].get_array()[0, 0, 0] for axis in figure.axes if axis.images]
+    assert np.allclose(corners, torch.linspace(0, 1, 5)) and len(figure.axes) == 6
     assert [axis.get_ylabel() for axis in figure.axes][::3] == ["first", "second"]
     assert figure.axes[4].get_xlabel() == "title 4"
     plt.close(figure)

@@ -1,5 +1,6 @@
-"""The look of every figure: one style, colour-blind safe, and one place where pictures are written."""
+"""The style of all figures, colour-blind safe, and the one place that writes them."""
 
+import textwrap
 from functools import partial
 from pathlib import Path
 
@@ -12,9 +13,8 @@ from PIL import Image
 
 from icthp.files import atomic, save_text
 
-COLOURS = dict(zip(("clip", "pickscore", "ict", "hp", "icthp", "base", "jpeg"), sns.color_palette("colorblind", 7).as_hex())) | {
-    "ict_text": "0.45"
-}
+COLOURS = dict(zip(("clip", "pickscore", "ict", "hp", "icthp", "base", "jpeg"), sns.color_palette("colorblind", 7).as_hex()))
+COLOURS["ict_text"] = "0.45"
 MARKERS = dict(zip(COLOURS, "osD^vXP*"))  # so that lines stay apart in grey
 NAMES = {"clip": "CLIP", "pickscore": "PickScore", "ict": "ICT", "hp": "HP", "icthp": "ICT-HP", "base": "untuned", "jpeg": "JPEG",
          "imagereward": "ImageReward", "random": "random", "ict_text": "ICT's text tower"}  # fmt: skip
@@ -29,21 +29,21 @@ def style() -> None:
 
 
 def save(figure, name: str, folder="figures") -> Path:
-    """Write folder/name.png and name.pdf, both without time stamps, so that the same figure is the same file."""
+    """Write folder/name.png and name.pdf, both without version and date, so that the same figure is the same file. Returns the PNG."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for suffix, stamp in ((".png", "Software"), (".pdf", "CreationDate")):
-        atomic(folder / f"{name}{suffix}", partial(figure.savefig, bbox_inches="tight", metadata={stamp: None}))
+    for suffix, omitted in ((".png", "Software"), (".pdf", "CreationDate")):
+        atomic(folder / f"{name}{suffix}", partial(figure.savefig, bbox_inches="tight", metadata={omitted: None}))
     return folder / f"{name}.png"
 
 
 def errorbar(axis, x, rows, **kwargs) -> None:
-    """Means with their intervals over x, from a frame with the columns mean, low and high (evaluate.interval)."""
+    """Means with their intervals over x, from a frame with the columns mean, low and high (`evaluation.bootstrap_ci`)."""
     axis.errorbar(x, rows["mean"], [rows["mean"] - rows["low"], rows["high"] - rows["mean"]], **({"fmt": "o", "ms": 4} | kwargs))
 
 
 def table(frame, name: str, folder="figures", caption: str = "") -> None:
-    """folder/name.csv, .md and .tex (booktabs) of a frame; numbers as they are rounded in it."""
+    """Write folder/name.csv, .md and .tex (booktabs) of a frame, whose numbers are rounded already."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     atomic(folder / f"{name}.csv", frame.to_csv)
@@ -54,20 +54,19 @@ def table(frame, name: str, folder="figures", caption: str = "") -> None:
 
 
 def forest(axis, rows, labels, title: str, palette) -> None:
-    """One line a row of a frame with mean, low and high, from top to bottom."""
-    at = np.arange(len(rows))[::-1]
-    axis.errorbar(rows["mean"], at, xerr=[rows["mean"] - rows["low"], rows["high"] - rows["mean"]], fmt="none", ecolor="0.5")
-    axis.scatter(rows["mean"], at, color=palette, s=25, zorder=3)
-    axis.set_yticks(at, labels)
+    """One line a row of a frame with mean, low and high, from top to bottom; a label and a colour of `palette` each."""
+    y = np.arange(len(rows))[::-1]
+    axis.errorbar(rows["mean"], y, xerr=[rows["mean"] - rows["low"], rows["high"] - rows["mean"]], fmt="none", ecolor="0.5")
+    axis.scatter(rows["mean"], y, color=palette, s=25, zorder=3)
+    axis.set_yticks(y, labels)
     axis.set_ylim(-0.6, len(rows) - 0.4)
     axis.set_title(title, fontsize=9)
 
 
 def image_grid(pixels: torch.Tensor, titles=None, columns: int = 8, rows=None, heads=None, width: float = 1.5):
-    """A gallery of pixels (n, 3, h, w) in [0, 1], `columns` wide; lists of texts: titles under pictures, `rows` left of
-    lines, `heads` above columns."""
-    n = len(pixels)
-    lines = -(-n // columns)
+    """A figure of pixels (n, 3, h, w) in [0, 1], `columns` wide, each picture `width` inches; lists of texts: titles under pictures, `rows`
+    left of lines, `heads` above columns."""
+    lines = -(-len(pixels) // columns)
     height = width * pixels.shape[-2] / pixels.shape[-1] + (0.45 if titles else 0.05)
     figure, axes = plt.subplots(lines, columns, figsize=(width * columns, height * lines), squeeze=False)
     for axis in axes.flat:
@@ -86,13 +85,13 @@ def image_grid(pixels: torch.Tensor, titles=None, columns: int = 8, rows=None, h
 
 
 def animate(frames: list[torch.Tensor], file, zoom: int = 2, milliseconds: int = 500) -> None:
-    """Frames (n, 3, h, w) in [0, 1], each as one line of pictures, as a GIF that repeats."""
-    lines = [torch.cat(list(frame), -1).repeat_interleave(zoom, 1).repeat_interleave(zoom, 2) for frame in frames]
-    images = [Image.fromarray(line.mul(255).round().byte().permute(1, 2, 0).numpy()) for line in lines]
+    """Write a GIF that repeats; each of the frames (n, 3, h, w) in [0, 1] is one line of n pictures."""
+    images = []
+    for frame in frames:
+        line = torch.cat(list(frame), -1).repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
+        images.append(Image.fromarray(line.mul(255).round().byte().permute(1, 2, 0).numpy()))
     images[0].save(file, save_all=True, append_images=images[1:], duration=milliseconds, loop=0)
 
 
 def _wrap(text: str, length: int = 26, lines: int = 4) -> str:
-    import textwrap
-
     return "\n".join(textwrap.wrap(text, length)[:lines])

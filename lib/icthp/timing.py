@@ -1,4 +1,4 @@
-"""Time and memory of a piece of work, as ratios within one run need them."""
+"""Time and memory of a function, to be compared within one run."""
 
 import gc
 import itertools
@@ -9,9 +9,9 @@ import torch
 
 
 def benchmark(runners: dict[str, Callable[[], object]], repeats: int, device: str = "cpu") -> dict[str, list[float]]:
-    """Seconds of each runner, `repeats` times in turn, so that a busy machine slows all alike; once before that to warm up if
+    """Seconds of each runner, `repeats` times in turn, so that a busy machine slows all of them; once before that to warm up if
     repeats is over 1. On a CPU the processor time of all threads, on a GPU the time between two events."""
-    timer = _events if device.startswith("cuda") else _processor
+    timer = _gpu_seconds if device.startswith("cuda") else _cpu_seconds
     if repeats > 1:
         for work in runners.values():
             work()
@@ -22,15 +22,16 @@ def benchmark(runners: dict[str, Callable[[], object]], repeats: int, device: st
     return times
 
 
-def _processor(work) -> float:
-    start, count = time.process_time(), 0
+def _cpu_seconds(work) -> float:
+    start = time.process_time()
+    count = 0
     while not count or time.process_time() - start < 2e-3:  # the clock has its own grain
         work()
         count += 1
     return (time.process_time() - start) / count
 
 
-def _events(work) -> float:
+def _gpu_seconds(work) -> float:
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     work()
@@ -40,7 +41,7 @@ def _events(work) -> float:
 
 
 def peak_bytes(work: Callable[[], object], device: str = "cpu") -> int:
-    """Bytes that torch's allocator holds at most during `work`, above those at its start."""
+    """The most bytes that torch's allocator holds during `work`, above those at its start."""
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()

@@ -109,7 +109,7 @@ CRASHES = {
 }
 READ = """
 import sys
-from icthp import frames
+from icthp.data import frames
 for path in sys.argv[1:]:
     try:
         print(frames.columns(path, ["a"]))
@@ -138,10 +138,10 @@ def test_a_forged_table_is_read_where_its_values_are_right(tmp_path):
     assert frames.columns(tmp_path / "t.pkl", ["a"]) == {"a": ["a", "b"]}
 
 
-# ---- broken and hostile files -------------------------------------------------------------------------------------
+# ---- damaged and hostile files ------------------------------------------------------------------------------------
 
 HONEST = pickle.dumps(pd.DataFrame({"a": ["x", "y"]}))
-BROKEN = {
+NO_TABLES = {
     "a dict": (pickle.dumps({"a": 1}), "it holds a dict"),
     "a series": (pickle.dumps(pd.Series([1])), "it holds a Series"),
     "nothing": (b"", "exhausted"),
@@ -156,9 +156,9 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_file_is_named(tmp_path, kind):
-    contents, reason = BROKEN[kind]
+@pytest.mark.parametrize("kind", NO_TABLES)
+def test_a_file_that_is_no_table_is_named(tmp_path, kind):
+    contents, reason = NO_TABLES[kind]
     (tmp_path / "t.pkl").write_bytes(contents)
     with pytest.raises((ValueError, pickle.UnpicklingError), match=rf"t\.pkl is no pickled table.*{reason}"):
         frames.columns(tmp_path / "t.pkl", ["a"])
@@ -166,12 +166,13 @@ def test_a_broken_file_is_named(tmp_path, kind):
 
 def test_any_damage_to_a_file_is_named(tmp_path):
     """Each byte set to 0, 127 and 255 in turn: the columns, or one of the two errors with the file's name."""
-    path, kept = tmp_path / "t.pkl", 0
+    path = tmp_path / "t.pkl"
+    read = 0
     for at in range(2, len(HONEST)):
         for value in (0, 127, 255):
             path.write_bytes(HONEST[:at] + bytes([value]) + HONEST[at + 1 :])
             try:
-                kept += len(frames.columns(path, ["a"])["a"]) == 2
+                read += len(frames.columns(path, ["a"])["a"]) == 2
             except (ValueError, pickle.UnpicklingError) as error:
                 assert str(path) in str(error)
-    assert 0 < kept < 3 * len(HONEST)
+    assert 0 < read < 3 * len(HONEST)

@@ -85,60 +85,62 @@ def test_a_base_of_another_name_is_the_same_and_one_of_other_weights_is_not(trip
     assert len(train.ict(clip=f"local-dir:{tmp_path / 'renamed'}", **options)) == 2
 
 
-# ---- pictures that are kept ------------------------------------------------------------------------------------------
+# ---- cached pictures -------------------------------------------------------------------------------------------------
 
 
-def kept(folder) -> list[str]:
+def cached_files(folder) -> list[str]:
     return sorted(p.name for p in folder.glob("*.npy"))
 
 
-def test_kept_pictures_are_those_of_the_data_and_no_older_ones_stay(copied, tmp_path):
+def test_cached_pictures_are_those_of_the_data_and_no_older_ones_stay(copied, tmp_path):
     store = tmp_path / "pictures"
     before = open_(copied).cache(store)
-    assert open_(copied).cache(store).pixels([0]).equal(before.pixels([0])) and len(kept(store)) == 1
+    assert open_(copied).cache(store).pixels([0]).equal(before.pixels([0])) and len(cached_files(store)) == 1
     open_(copied, "test").cache(store)
     open_(copied, size=32).cache(store)
     (store / "notes.npy").write_text("somebody's own")
-    first = kept(store)
+    first = cached_files(store)
     assert len(first) == 4
     rewrite(copied, lambda i, row: row | {"image_1": row["image_3"]})
     after = open_(copied).cache(store)
     assert (after.pixels(range(4)) - open_(copied).pixels(range(4))).abs().max() <= 0.5 / 255 + 1e-6
     assert not after.pixels(range(4)).equal(before.pixels(range(4)))  # a run that has the old file open keeps it
-    assert len(kept(store)) == 3 and len(set(kept(store)) & set(first)) == 2  # the other split's and a file that is none of ours
+    last = cached_files(store)
+    assert len(last) == 3 and len(set(last) & set(first)) == 2  # the other split's and a file that is none of ours
 
 
-@pytest.mark.parametrize("spoil", [lambda b: b"", lambda b: b[:500], lambda b: b[: len(b) // 2], lambda b: b"no array"])
-def test_kept_pictures_that_are_cut_are_made_anew(triplets_folder, tmp_path, spoil):
-    right = open_(triplets_folder).cache(tmp_path).pixels(range(24))
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:500], lambda b: b[: len(b) // 2], lambda b: b"no array"])
+def test_cached_pictures_that_are_cut_are_made_anew(triplets_folder, tmp_path, damage):
+    before = open_(triplets_folder).cache(tmp_path).pixels(range(24))
     (file,) = tmp_path.iterdir()
-    file.write_bytes(spoil(file.read_bytes()))
-    assert open_(triplets_folder).cache(tmp_path).pixels(range(24)).equal(right) and list(tmp_path.iterdir()) == [file]
+    file.write_bytes(damage(file.read_bytes()))
+    assert open_(triplets_folder).cache(tmp_path).pixels(range(24)).equal(before) and list(tmp_path.iterdir()) == [file]
 
 
 EDITED = """
 import sys
-from icthp import pick_high
+from icthp.data import Triplets
 folder, store = sys.argv[1:]
-true, kept = pick_high.Triplets(folder, "test", 48), pick_high.Triplets(folder, "test", 48).cache(store)
-print((true.pixels(range(6)) - kept.pixels(range(6))).abs().max().item())
+decoded, cached = Triplets(folder, "test", 48), Triplets(folder, "test", 48).cache(store)
+print((decoded.pixels(range(6)) - cached.pixels(range(6))).abs().max().item())
 """
 
 
-def test_kept_pictures_follow_the_code_that_resizes_them(triplets_folder, tmp_path):
+def test_cached_pictures_follow_the_code_that_resizes_them(triplets_folder, tmp_path):
     """The library is edited between two runs: bilinear in place of bicubic."""
     shutil.copytree(ROOT / "lib/icthp", tmp_path / "lib/icthp", ignore=shutil.ignore_patterns("__pycache__"))
-    here, apart = os.environ | {"PYTHONPATH": str(tmp_path / "lib")}, []
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "lib")}
+    command = [sys.executable, "-c", EDITED, triplets_folder, tmp_path / "store"]
+    differences = []
     for old, new in (("", ""), ('filter: str = "bicubic"', 'filter: str = "bilinear"')):
-        file = tmp_path / "lib/icthp/recipe.py"
+        file = tmp_path / "lib/icthp/preprocessing.py"
         text = file.read_text(encoding="utf-8")
         assert old in text
         file.write_text(text.replace(old, new) if old else text, encoding="utf-8")
-        command = [sys.executable, "-c", EDITED, triplets_folder, tmp_path / "store"]
-        done = subprocess.run(command, capture_output=True, text=True, env=here, timeout=200)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
         assert done.returncode == 0, done.stderr[-2000:]
-        apart.append(float(done.stdout))
-    assert max(apart) <= 0.5 / 255 + 1e-6 and len(kept(tmp_path / "store")) == 1
+        differences.append(float(done.stdout))
+    assert max(differences) <= 0.5 / 255 + 1e-6 and len(cached_files(tmp_path / "store")) == 1
 
 
 def test_the_key_of_kept_pictures_names_all_the_code_that_decodes():
@@ -156,10 +158,10 @@ def test_the_key_of_kept_pictures_names_all_the_code_that_decodes():
 
 def test_scalars_that_are_cut_are_computed_anew(triplets_folder, clip_folder, tmp_path):
     source, set_ = f"local-dir:{clip_folder}", open_(triplets_folder, size=64)
-    right = train._ict_scalars(source, set_, tmp_path / "out", "cpu")
+    before = train._ict_scalars(source, set_, tmp_path / "out", "cpu")
     (file,) = (tmp_path / "out/work").glob("ict-*.pt")
     file.write_bytes(file.read_bytes()[:100])
-    assert torch.equal(train._ict_scalars(source, set_, tmp_path / "out", "cpu"), right)
+    assert torch.equal(train._ict_scalars(source, set_, tmp_path / "out", "cpu"), before)
 
 
 # ---- prompts ---------------------------------------------------------------------------------------------------------
@@ -214,10 +216,13 @@ def bare(table):
     return table.replace_schema_metadata(None)
 
 
+def replace(table, name, column):
+    return table.set_column(table.schema.get_field_index(name), name, column)
+
+
 def contents_alone(table, kind=None):
     for name in ("image_1", "image_2", "image_3"):
-        values = pa.array([picture["bytes"] for picture in table[name].to_pylist()], kind or pa.binary())
-        table = table.set_column(table.schema.get_field_index(name), name, values)
+        table = replace(table, name, pa.array([picture["bytes"] for picture in table[name].to_pylist()], kind or pa.binary()))
     return bare(table)
 
 
@@ -228,17 +233,15 @@ def as_pandas(table):
 
 def as_decimals(table):
     column = table["E2"].cast(pa.float64()).cast(pa.decimal128(30, 20), safe=False)
-    return bare(table.set_column(table.schema.get_field_index("E2"), "E2", column))
+    return bare(replace(table, "E2", column))
 
 
 WRITERS = {
     "pyarrow, DuckDB": bare,
     "pandas": as_pandas,
     "polars": lambda t: pa.table({name: bare(t)[name].cast(large(t.schema.field(name).type)) for name in t.column_names}),
-    "views": lambda t: t.set_column(t.schema.get_field_index("easy_prompt"), "easy_prompt", t["easy_prompt"].cast(pa.string_view())),
-    "categories": lambda t: bare(
-        t.set_column(t.schema.get_field_index("easy_prompt"), "easy_prompt", t["easy_prompt"].dictionary_encode())
-    ),
+    "views": lambda t: replace(t, "easy_prompt", t["easy_prompt"].cast(pa.string_view())),
+    "categories": lambda t: bare(replace(t, "easy_prompt", t["easy_prompt"].dictionary_encode())),
     "contents": contents_alone,
     "large contents": lambda t: contents_alone(t, pa.large_binary()),
     "decimals": as_decimals,
@@ -252,12 +255,12 @@ def test_triplets_and_pairs_are_the_same_whoever_wrote_them(triplets_folder, tmp
     table = parquet.as_files(source).data.table.combine_chunks()
     (tmp_path / "set").mkdir()
     pq.write_table(WRITERS[writer](table), tmp_path / "set" / FILE)
-    want, got = open_(triplets_folder), open_(tmp_path / "set")
-    assert got.texts == want.texts and all(torch.allclose(a, b) for a, b in zip(got.labels(), want.labels()))
-    assert got.pixels(range(24)).equal(want.pixels(range(24))) and got.rows.features == TRIPLETS
+    expected, found = open_(triplets_folder), open_(tmp_path / "set")
+    assert found.texts == expected.texts and all(torch.allclose(a, b) for a, b in zip(found.labels(), expected.labels()))
+    assert found.pixels(range(24)).equal(expected.pixels(range(24))) and found.rows.features == TRIPLETS
     pairs = read_pairs(tmp_path / "set", "train", 5)
-    assert pairs.features == PAIRS and pairs["easy_prompt"][:] == want.texts["easy"][:5]
-    assert [row["image_2"].size for row in pairs] == [row["image_2"].size for row in want.rows.select(range(5))]
+    assert pairs.features == PAIRS and pairs["easy_prompt"][:] == expected.texts["easy"][:5]
+    assert [row["image_2"].size for row in pairs] == [row["image_2"].size for row in expected.rows.select(range(5))]
 
 
 @pytest.mark.parametrize("layout", [
@@ -282,7 +285,7 @@ def test_a_shard_that_lacks_is_missed(triplets_folder, tmp_path):
         open_(tmp_path)
 
 
-@pytest.mark.parametrize(("column", "values", "says"), [
+@pytest.mark.parametrize("column, values, message", [
     ("image_2", ["a.png"] * 24, "column image_2 holds string in rows 0 to 23 that cannot become pictures: a picture is the contents"),
     ("E1", ["high"] * 24, "column E1 holds string in rows 0 to 23 that cannot become float: .*high"),
     ("seed", [0.5] * 24, "column seed holds double .* cannot become int64"),
@@ -291,18 +294,18 @@ def test_a_shard_that_lacks_is_missed(triplets_folder, tmp_path):
     ("R1", [0.0] * 7 + [float("nan")] + [0.0] * 16, "R1 of row 7 of train is nan: fill it in"),
     ("image_3", [b""] * 3 + [None] + [b""] * 20, "image_3 of row 3 is empty"),
     ("image_3", [b"no picture"] * 24, "image_3 of row 2 of train cannot be read")])  # fmt: skip
-def test_what_cannot_be_read_is_named_by_file_column_and_row(copied, column, values, says):
+def test_what_cannot_be_read_is_named_by_file_column_and_row(copied, column, values, message):
     table = pq.read_table(copied / FILE)
-    pq.write_table(table.set_column(table.schema.get_field_index(column), column, pa.array(values)), copied / FILE)
-    with pytest.raises(ValueError, match=rf"{FILE}: {says}"):
+    pq.write_table(replace(table, column, pa.array(values)), copied / FILE)
+    with pytest.raises(ValueError, match=rf"{FILE}: {message}"):
         triplets = open_(copied)
         triplets.labels()
         triplets.pixels([2])
 
 
-@pytest.mark.parametrize("spoil", [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b[:4] + bytes(4000) + b[4004:]])
-def test_a_damaged_file_is_named(copied, spoil):
-    (copied / FILE).write_bytes(spoil((copied / FILE).read_bytes()))
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b[:4] + bytes(4000) + b[4004:]])
+def test_a_damaged_file_is_named(copied, damage):
+    (copied / FILE).write_bytes(damage((copied / FILE).read_bytes()))
     with pytest.raises(ValueError, match=f"{FILE} (cannot be read as parquet|is damaged after row 0), fetch or write it again"):
         open_(copied).pixels([0])
 
@@ -313,22 +316,22 @@ def test_a_path_without_contents_names_no_file_of_this_machine(copied, tmp_path)
     rewrite(copied, lambda i, row: row | {"image_1": {"bytes": None, "path": str(tmp_path / "private.png")}} if i == 1 else row)
     pairs = read_pairs(copied, "train")
     assert pairs[1]["image_1"] is None and pairs[0]["image_1"].format == "JPEG"
-    assert [i for i, why in enumerate(parquet.unreadable(pairs)) if why] == [1]
+    assert [i for i, error in enumerate(parquet.unreadable(pairs)) if error] == [1]
     with pytest.raises(ValueError, match="image_1 of row 1 is empty"):
         open_(copied).pixels([1])
 
 
 @pytest.mark.parametrize("form", [bare, contents_alone])
-def test_a_broken_picture_is_found_in_a_plain_table(copied, form):
+def test_a_damaged_picture_is_found_in_a_plain_table(copied, form):
     rewrite(copied, lambda i, row: row | {"image_2": {"bytes": row["image_2"]["bytes"][:200], "path": None}} if i == 2 else row)
     table = datasets.Dataset(form(pq.read_table(copied / FILE)))
-    assert [i for i, why in enumerate(parquet.unreadable(table)) if why] == [2]
+    assert [i for i, error in enumerate(parquet.unreadable(table)) if error] == [2]
 
 
 GUEST = """
 import sys
-from icthp import pick_high
-print(len(pick_high.read_pairs(sys.argv[1], "train")), pick_high.Triplets(sys.argv[1], "train", 64).pixels([0]).shape)
+from icthp import data
+print(len(data.read_pairs(sys.argv[1], "train")), data.Triplets(sys.argv[1], "train", 64).pixels([0]).shape)
 """
 
 
@@ -367,21 +370,21 @@ def test_a_table_is_read_a_batch_at_a_time(tmp_path):
 
 FULL = """
 import resource, signal, sys
-from icthp import train
+from icthp import train, trainer
 out, triplets, clip = sys.argv[1:]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-fit = train.fit
+run = trainer.train
 
 def then_full(*args, **options):
-    history = fit(*args, **options)
+    history = run(*args, **options)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
     return history
 
-train.fit = then_full
+trainer.train = then_full
 try:
     train.ict(out=out, triplets=triplets, clip="local-dir:" + clip, steps=2, batch=4, lr=1e-2, validation=0.2, validate_every=1)
 except OSError as error:
-    print("SAID", error)
+    print("ERROR", error)
 """
 
 
@@ -397,7 +400,7 @@ def test_a_disk_that_is_full_half_way_leaves_the_model_before(triplets_folder, c
     before = contents(out)
     command = [sys.executable, "-c", FULL, out, triplets_folder, clip_folder]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert f"SAID {out} could not be written; what was there before is untouched" in done.stdout, done.stderr[-2000:]
+    assert f"ERROR {out} could not be written; what was there before is untouched" in done.stdout, done.stderr[-2000:]
     assert contents(out) == before and sorted(p.name for p in tmp_path.iterdir()) == ["ict", "pictures"]
     train.ict(out=out, **common | {"lr": 1e-2})
     after = contents(out)

@@ -1,3 +1,5 @@
+"""Refiners, the cache of their answers and the checks of refined prompts; the endpoint is a local server that does what is asked."""
+
 import http.server
 import json
 import os
@@ -22,7 +24,7 @@ from icthp.microworld.refiner import CLASSES, microworld_grammar
 FITS = lambda text: len(text.split()) <= 60
 
 
-def test_the_grammars_refiner_keeps_what_is_said(scenes):
+def test_the_grammars_refiner_keeps_all_that_the_prompt_names(scenes):
     easy = grammar.captions(scenes)
     refined = list(microworld_grammar(easy, seed=1))
     assert grammar.captions(grammar.parse(refined, torch.Generator())) == easy
@@ -40,7 +42,11 @@ class Endpoint:
     is handed the request's handler and does as it likes."""
 
     def __init__(self):
-        self.seen, self.script, self.delay, self.busy, self.most_busy = [], {}, 0.0, 0, 0
+        self.requests = []
+        self.script = {}
+        self.delay = 0.0  # seconds
+        self.busy = 0
+        self.most_busy = 0
 
     def reply(self, prompt: str):
         steps = self.script.get(prompt, [None])
@@ -56,7 +62,7 @@ class Endpoint:
                 endpoint.most_busy = max(endpoint.most_busy, endpoint.busy)
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 prompt = body["messages"][-1]["content"]
-                endpoint.seen.append((self.path, self.headers["Authorization"], body))
+                endpoint.requests.append((self.path, self.headers["Authorization"], body))
                 time.sleep(endpoint.delay)
                 step = endpoint.reply(prompt)
                 endpoint.busy -= 1
@@ -98,22 +104,22 @@ def endpoint(monkeypatch):
 
 
 def asked(endpoint):
-    return [body["messages"][-1]["content"] for _, _, body in endpoint.seen]
+    return [body["messages"][-1]["content"] for _, _, body in endpoint.requests]
 
 
 def test_endpoint_gives_the_sentence(endpoint):
     endpoint.script["a dog"] = ['Subject: {a dog}. Light: low.\n{"prompt": "a dog\\n at  noon"}']
     assert list(refine.endpoint(["a cat", "a dog"], "some-model", endpoint.url)) == ["a cat, at dusk", "a dog at noon"]
-    path, key, body = endpoint.seen[0]
+    path, key, body = endpoint.requests[0]
     assert path == "/v1/chat/completions" and key == "Bearer secret" and body["model"] == "some-model"
     assert body["messages"][0]["content"] == refine.INSTRUCTION
 
 
 @pytest.mark.parametrize(
-    "trouble", [429, 500, 503, "hang", '{"prompt": "cut sho', "no JSON at all", '{"sentence": "x"}', '{"prompt": 3}', ""]
+    "failure", [429, 500, 503, "hang", '{"prompt": "cut sho', "no JSON at all", '{"sentence": "x"}', '{"prompt": 3}', ""]
 )
-def test_endpoint_gets_over_trouble(endpoint, trouble):
-    endpoint.script["a cat"] = [trouble, None]
+def test_endpoint_asks_again_after_a_failure(endpoint, failure):
+    endpoint.script["a cat"] = [failure, None]
     assert list(refine.endpoint(["a cat"], "m", endpoint.url, timeout=1)) == ["a cat, at dusk"]
     assert asked(endpoint) == ["a cat"] * 2
 
@@ -143,13 +149,13 @@ def test_endpoint_asks_several_at_a_time(endpoint):
     assert 2 <= endpoint.most_busy <= 4
 
 
-@pytest.mark.parametrize("status, says", [
+@pytest.mark.parametrize("status, message", [
     (401, "refuses the key in OPENAI_API_KEY"), (403, "refuses the key in OPENAI_API_KEY"), (404, "knows no such model"),
     (402, "credit is spent")])  # fmt: skip
-def test_what_no_prompt_would_get_over_stops_at_once_and_keeps_the_answers(endpoint, tmp_path, status, says):
+def test_an_error_of_the_endpoint_stops_at_once_and_keeps_the_answers(endpoint, tmp_path, status, message):
     endpoint.script["cat 1"] = [status]
     path = tmp_path / "refined.jsonl"
-    with pytest.raises(RuntimeError, match=says):
+    with pytest.raises(RuntimeError, match=message):
         refine.cached([f"cat {i}" for i in range(9)], lambda p: refine.endpoint(p, "m", endpoint.url, workers=4), path, "m")
     assert sorted(asked(endpoint)) == [f"cat {i}" for i in range(4)]
     refine.cached(["cat 0", "cat 2", "cat 3"], None, path, "m")  # the round's other answers are kept
@@ -169,7 +175,7 @@ def test_no_key_or_no_address(endpoint, monkeypatch):
 
 
 def test_a_host_out_of_reach_stops(endpoint, monkeypatch):
-    monkeypatch.setattr(chat, "WAITS", 1)
+    monkeypatch.setattr(chat, "RETRIES", 1)
     endpoint.server.shutdown()
     endpoint.server.server_close()
     with pytest.raises(RuntimeError, match=f"{endpoint.url} cannot be reached"):
@@ -185,7 +191,7 @@ def test_the_budget_stops_and_keeps_what_was_paid(endpoint, tmp_path):
     assert asked(endpoint) == prompts  # none was paid for twice
 
 
-# ---- an endpoint that means no good -----------------------------------------------------------------------------------
+# ---- a hostile endpoint -----------------------------------------------------------------------------------------------
 
 
 def body(contents, status=200, **headers):
@@ -202,7 +208,7 @@ def body(contents, status=200, **headers):
     return step
 
 
-def says(content):
+def message(content):
     return json.dumps({"choices": [{"message": {"content": content}}]})
 
 
@@ -210,15 +216,15 @@ MALFORMED = {
     "a page": body("<html>Bad gateway</html>", Content_Type="text/html"), "nothing": body(""), "null": body("null"), "a list": body("[]"),
     "a number": body("7"), "a text": body('"choices"'), "choices null": body('{"choices": null}'), "no choices": body('{"choices": []}'),
     "choices a number": body('{"choices": 3}'), "a choice null": body('{"choices": [null]}'), "no message": body('{"choices": [{}]}'),
-    "message a text": body('{"choices": [{"message": "x"}]}'), "content null": body(says(None)), "content a number": body(says(5)),
-    "content an object": body(says({"prompt": "x"})), "cut": body(says("x")[:-9]), "no utf-8": body(b'{"choices": "\xff\xfe"}'),
-    "content odd parts": body(says([None, 3, {"type": "image", "text": "x"}, {"type": "text"}])), "no answer": lambda handler: None,
-    "digits": body('{"choices": ' + "9" * 5000 + "}"), "digits in the sentence": body(says('{"prompt": ' + "9" * 5000 + "}")),
-    "brackets": body("[" * 100_000), "objects": body('{"a":' * 100_000), "brackets in the sentence": body(says("[{" * 20_000)),
-    "objects in the sentence": body(says('{"prompt":' * 20_000)), 
-    "ten megabytes": body(b" " * 10_000_000 + says('{"prompt": "x"}').encode()),
-    "half a character": body(says('{"prompt": "a \\ud800"}')),
-    "less than it says": body(says('{"prompt": "x"}'), Content_Length="900"),
+    "message a text": body('{"choices": [{"message": "x"}]}'), "content null": body(message(None)), "content a number": body(message(5)),
+    "content an object": body(message({"prompt": "x"})), "cut": body(message("x")[:-9]), "no utf-8": body(b'{"choices": "\xff\xfe"}'),
+    "content odd parts": body(message([None, 3, {"type": "image", "text": "x"}, {"type": "text"}])), "no answer": lambda handler: None,
+    "digits": body('{"choices": ' + "9" * 5000 + "}"), "digits in the sentence": body(message('{"prompt": ' + "9" * 5000 + "}")),
+    "brackets": body("[" * 100_000), "objects": body('{"a":' * 100_000), "brackets in the sentence": body(message("[{" * 20_000)),
+    "objects in the sentence": body(message('{"prompt":' * 20_000)), 
+    "ten megabytes": body(b" " * 10_000_000 + message('{"prompt": "x"}').encode()),
+    "half a character": body(message('{"prompt": "a \\ud800"}')),
+    "less than it says": body(message('{"prompt": "x"}'), Content_Length="900"),
     "gzip": body(b"\x1f\x8b\x08\x00junk", Content_Encoding="gzip"),
     "an error": body('{"error": {"code": 7, "message": ["x"]}}'), "usage a text": body('{"choices": [], "usage": "x"}'),
     "no http": lambda handler: handler.wfile.write(b"hello\r\n\r\n"),
@@ -227,7 +233,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("kind", MALFORMED)
 def test_a_malformed_answer_is_no_sentence_and_stops_nobody(endpoint, tmp_path, kind):
-    """Once: asked again. Always: "", not stored, so that the next run asks again; the other prompts have their answers."""
+    """Once: asked again. Always: "", not cached, so that the next run asks again; the other prompts have their answers."""
     endpoint.script |= {"a cat": [MALFORMED[kind], None], "a cow": [MALFORMED[kind]]}
     prompts, path = ["a cat", "a cow", "a dog"], tmp_path / "refined.jsonl"
     refiner = lambda prompts: refine.endpoint(prompts, "m", endpoint.url, tries=2, timeout=20, tokens=10**9)
@@ -241,13 +247,13 @@ def test_a_malformed_answer_is_no_sentence_and_stops_nobody(endpoint, tmp_path, 
 
 def test_content_in_parts_is_joined(endpoint):
     parts = [{"type": "text", "text": '{"prompt": "a cat'}, {"type": "image_url"}, {"type": "text", "text": ' at dawn"}'}]
-    endpoint.script["a cat"] = [body(says(parts))]
+    endpoint.script["a cat"] = [body(message(parts))]
     assert list(refine.endpoint(["a cat"], "m", endpoint.url)) == ["a cat at dawn"]
 
 
 @pytest.mark.parametrize("status", [400, 409, 418, 422, 429, 500, 502, 503])
 def test_an_error_that_stays_costs_one_prompt_only(endpoint, monkeypatch, status):
-    monkeypatch.setattr(chat, "WAITS", 2)
+    monkeypatch.setattr(chat, "RETRIES", 2)
     wrong = body('{"error": {"message": "no \\u001b[31m luck", "code": "odd"}}', status, retry_after_ms="1")
     endpoint.script["a cat"] = [wrong]
     with pytest.warns(UserWarning, match=rf"'a cat' \(it answers {status}: 'no \\x1b\[31m luck'\)"):
@@ -283,7 +289,7 @@ def test_no_redirect_is_followed(endpoint):
     with pytest.warns(UserWarning, match=r"'a cat' \(it leads elsewhere \(307\), where the key does not go"):
         assert list(refine.endpoint(["a cat", "a dog"], "m", endpoint.url)) == ["", "a dog, at dusk"]
     other.server.shutdown()
-    assert not other.seen and asked(endpoint).count("a cat") == 1
+    assert not other.requests and asked(endpoint).count("a cat") == 1
 
 
 KEY = "sk-abcdefghijklmnopqrstuvwxyz"
@@ -293,23 +299,23 @@ KEY = "sk-abcdefghijklmnopqrstuvwxyz"
 def test_the_key_is_in_no_message_log_repr_or_answer(endpoint, monkeypatch, caplog, tmp_path, status):
     """From a server that quotes it wherever it can."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr(chat, "WAITS", 1)
+    monkeypatch.setattr(chat, "RETRIES", 1)
     quoted = json.dumps({"error": {"message": f"wrong key {KEY}, {KEY.upper()}", "code": KEY},
                          "choices": [{"message": {"content": json.dumps({"prompt": f"a cat, {KEY}"})}}]})  # fmt: skip
     endpoint.script["a cat"] = [body(quoted, status, Location=f"http://{KEY}/", X_Key=KEY)]
     caplog.set_level("INFO")
-    said = []
+    shown = []
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
-            said.append(refine.cached(["a cat"], lambda p: refine.endpoint(p, "m", endpoint.url), tmp_path / "r.jsonl", "m"))
+            shown.append(refine.cached(["a cat"], lambda p: refine.endpoint(p, "m", endpoint.url), tmp_path / "r.jsonl", "m"))
         except RuntimeError as error:
             frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if "icthp" in frame.f_code.co_filename]
-            said += [str(error), *traceback.format_exception(error), *(repr(frame.f_locals) for frame in frames)]
+            shown += [str(error), *traceback.format_exception(error), *(repr(frame.f_locals) for frame in frames)]
             assert frames
-    said += [str(w.message) for w in warned] + [caplog.text, repr(chat.host(endpoint.url, "OPENAI_API_KEY"))]
-    assert len(said) > 2 and endpoint.seen[0][1] == f"Bearer {KEY}"
-    assert KEY.lower() not in "".join(map(str, said)).lower() and not (tmp_path / "r.jsonl").exists()
+    shown += [str(w.message) for w in warned] + [caplog.text, repr(chat.open_endpoint(endpoint.url, "OPENAI_API_KEY"))]
+    assert len(shown) > 2 and endpoint.requests[0][1] == f"Bearer {KEY}"
+    assert KEY.lower() not in "".join(map(str, shown)).lower() and not (tmp_path / "r.jsonl").exists()
 
 
 def test_a_password_in_the_address_is_in_no_message(endpoint):
@@ -317,17 +323,17 @@ def test_a_password_in_the_address_is_in_no_message(endpoint):
     url = endpoint.url.replace("http://", "http://me:word@") + "?code=word"
     with pytest.raises(RuntimeError) as caught:
         list(refine.endpoint(["a cat"], "m", url))
-    assert "word" not in str(caught.value) and endpoint.seen[0][0] == "/v1/chat/completions?code=word"
+    assert "word" not in str(caught.value) and endpoint.requests[0][0] == "/v1/chat/completions?code=word"
 
 
 def test_a_server_that_does_not_count_is_counted(endpoint):
-    endpoint.script["cat 0"] = [body(says('{"prompt": "cat 0, at dusk"}'))]
+    endpoint.script["cat 0"] = [body(message('{"prompt": "cat 0, at dusk"}'))]
     with pytest.raises(RuntimeError, match=r"\d\d\d tokens are spent, the limit is 1;"):
         list(refine.endpoint(["cat 0", "cat 1"], "m", endpoint.url, workers=1, tokens=1))
     assert asked(endpoint) == ["cat 0"]
 
 
-# ---- the sentence in an answer ---------------------------------------------------------------------------------------
+# ---- the prompt in an answer -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("answer, found", [
@@ -336,14 +342,14 @@ def test_a_server_that_does_not_count_is_counted(endpoint):
     ('{"prompt": "a cat"} {"prompt": "a do', "a cat"), ('Subject {a dog}: {"prompt": "a } dog"} {', "a } dog"),
     ('{"prompt": {"prompt": "inner"}}', ""), ('{"prompt": ["a cat"]}', ""), ('{"prompt": "half \\udc00"}', ""),
     ('{"prompt": "\\ud83d\\ude00 cat"}', "😀 cat"), ("", ""), ("{}", ""), ("[" * 10**5, ""), ('{"a":[' * 10**5, "")])  # fmt: skip
-def test_the_last_object_with_a_text_is_the_sentence(answer, found):
-    assert refine.sentence(answer) == found
+def test_the_last_object_with_a_text_has_the_prompt(answer, found):
+    assert refine.extract_prompt(answer) == found
 
 
 @pytest.mark.parametrize("bomb", ["{", '{"a":', '{"', '{"a":[', '{"\\"', "{ ", '{"a":"b",'])
 def test_a_bomb_takes_no_time(bomb):
     start = time.monotonic()
-    assert refine.sentence(bomb * (10_000_000 // len(bomb)) + ' {"prompt": "a cat"}') in ("", "a cat")
+    assert refine.extract_prompt(bomb * (10_000_000 // len(bomb)) + ' {"prompt": "a cat"}') in ("", "a cat")
     assert time.monotonic() - start < 5
 
 
@@ -368,7 +374,7 @@ def test_a_generation_that_fails_stops_nobody(monkeypatch, tmp_path):
     assert refine.cached(["a cat"], lambda prompts: [p.upper() for p in prompts], tmp_path / "r.jsonl", "m") == ["A CAT"]
 
 
-# ---- what is stored -------------------------------------------------------------------------------------------------
+# ---- the cache ------------------------------------------------------------------------------------------------------
 
 
 def test_an_answer_is_asked_for_once(tmp_path):
@@ -458,7 +464,7 @@ def test_kill_9_while_refining(endpoint, tmp_path):
     child.wait()
     paid = path.read_text(encoding="utf-8").count("dusk")
     time.sleep(0.3)
-    endpoint.seen.clear()
+    endpoint.requests.clear()
     assert refine.cached(prompts, lambda p: refine.endpoint(p, "m", endpoint.url), path, "m") == [f"{p}, at dusk" for p in prompts]
     assert 3 <= paid < 12 and sorted(asked(endpoint)) == sorted(prompts[paid:])
 
@@ -493,38 +499,36 @@ def test_what_the_tokenizer_reads_as_one_prompt_is_one_prompt(other):
     tokens = open_clip.tokenizer.SimpleTokenizer()(["a cat & a café", other])
     assert torch.equal(*tokens) and same_prompt(other) == "a cat & a café"
     assert refine.refinement_errors(["a cat & a café", other], ["at dusk a cat & a café"] * 2, FITS) == ["", ""]
-    assert refine.refinement_errors([other, "cats & a café"], ["At Dusk a cat & a café", "at dusk  a cat & a café"], FITS) == [
-        "",
-        "duplicate",
-    ]
+    same_answer = ["At Dusk a cat & a café", "at dusk  a cat & a café"]
+    assert refine.refinement_errors([other, "cats & a café"], same_answer, FITS) == ["", "duplicate"]
 
 
-def test_words_are_read_as_the_tokenizer_reads_them():
+def test_content_words_are_read_as_the_tokenizer_reads_them():
     for easy, refined in (("cats &amp; a cafe\u0301", "two cats & a café at dusk"), ("a CAT", "a cat &amp; a dog")):
         assert refine.refinement_error(easy, refined, FITS) == ""
 
 
-# ---- near misses ----------------------------------------------------------------------------------------------------
+# ---- hard negatives -------------------------------------------------------------------------------------------------
 
 
-def test_a_near_miss_changes_one_unit_and_stays_a_sentence(scenes):
+def test_a_hard_negative_changes_one_unit_and_stays_a_sentence(scenes):
     prompts = grammar.captions(scenes)
-    missed = [refine.hard_negative(p, 0, CLASSES) for p in prompts]
-    grammar.parse(missed, torch.Generator())
-    changed = [sum(a != b for a, b in zip(p.replace("left of", "left-of").split(), m.replace("left of", "left-of").split()))
-               for p, m in zip(prompts, missed)]  # fmt: skip
-    assert set(changed) == {1} and missed == [refine.hard_negative(p, 0, CLASSES) for p in prompts]
-    assert missed != [refine.hard_negative(p, 1, CLASSES) for p in prompts]
+    negatives = [refine.hard_negative(p, 0, CLASSES) for p in prompts]
+    grammar.parse(negatives, torch.Generator())
+    units = lambda prompt: prompt.replace("left of", "left-of").split()
+    assert {sum(a != b for a, b in zip(units(p), units(n))) for p, n in zip(prompts, negatives)} == {1}
+    assert negatives == [refine.hard_negative(p, 0, CLASSES) for p in prompts]
+    assert negatives != [refine.hard_negative(p, 1, CLASSES) for p in prompts]
 
 
-def test_near_misses_of_natural_prompts():
-    seen = {refine.hard_negative("Two red cats left of a dog", seed) for seed in range(200)}
-    assert {"three red cats left of a dog", "Two blue cats left of a dog", "Two red cats above a dog"} <= seen
+def test_hard_negatives_of_natural_prompts():
+    found = {refine.hard_negative("Two red cats left of a dog", seed) for seed in range(200)}
+    assert {"three red cats left of a dog", "Two blue cats left of a dog", "Two red cats above a dog"} <= found
     assert refine.hard_negative("a cat left  of a dog", 0) not in ("", "a cat left of a dog")
-    assert "Two red cats left of a dog" not in seen and refine.hard_negative("a colourful cat, bored", 0) == ""
+    assert "Two red cats left of a dog" not in found and refine.hard_negative("a colourful cat, bored", 0) == ""
 
 
-def test_a_near_miss_never_means_the_same():
+def test_a_hard_negative_never_means_the_same():
     below = {refine.hard_negative("a cat below a table", seed) for seed in range(80)}
     above = {refine.hard_negative("a lamp above a desk", seed) for seed in range(80)}
     assert "a cat under a table" not in below and len(below) == 6 and "a lamp on top of a desk" not in above and len(above) == 6

@@ -1,3 +1,5 @@
+"""Triplets: labels, shards, batches, and the pairs that they are built from."""
+
 import io
 import shutil
 import signal
@@ -33,10 +35,12 @@ def pairs(scenes, tmp_path_factory):
 
 def build(pairs, scenes, clip_folder, **options):
     """Rows of triplets of six pairs, I3 of another size and format than I1 and I2."""
-    better, constants = images.encode(renderer.render(scenes[:6].at(1), size=96)), {"seed": 3, "split": "test", "source_3": "renderer"}
-    table, refined = read_pairs(pairs, "test"), grammar.captions(scenes[:6].at(1), "long")
+    drawn = images.encode(renderer.render(scenes[:6].at(1), size=96))
+    constants = {"seed": 3, "split": "test", "source_3": "renderer"}
+    table = read_pairs(pairs, "test")
+    refined = grammar.captions(scenes[:6].at(1), "long")
     scorer = loading.load("clip", f"local-dir:{clip_folder}")
-    return list(build_triplets(table, refined, iter(better), scorer, theta=THETA, constants=constants, **options))
+    return list(build_triplets(table, refined, iter(drawn), scorer, theta=THETA, constants=constants, **options))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +63,7 @@ def test_triplets_decode_in_batches(folder, scenes):
     assert triplets.column("prompt_id").tolist() == list(range(6))
 
 
-def test_labels_are_the_formulas_of_the_stored_cosines(folder, clip_folder):
+def test_labels_are_the_formulas_of_the_written_cosines(folder, clip_folder):
     triplets = Triplets(folder, "test", 64)
     cosines = [triplets.column(name) for name in ("clip_1", "clip_2", "text_sim")]
     for found, expected in zip(triplets.labels(), losses.ict_labels(*cosines, THETA)):
@@ -79,8 +83,8 @@ def test_released_labels_put_r1_where_e2_belongs(folder):
 
 
 def test_unit_labels_make_i3_earn_its_1(pairs, scenes, clip_folder, tmp_path):
-    share = iter([[0.5, 1.0, 0.0, 1, 1, 1], [0.25, 1.0, 1.0, 1, 1, 1], [0.75, 0.5, 1.0, 1, 1, 1]])
-    units = lambda prompts, pixels: torch.tensor(next(share), dtype=torch.float32)
+    shares = iter([[0.5, 1.0, 0.0, 1, 1, 1], [0.25, 1.0, 1.0, 1, 1, 1], [0.75, 0.5, 1.0, 1, 1, 1]])
+    units = lambda prompts, pixels: torch.tensor(next(shares), dtype=torch.float32)
     write_triplets(build(pairs, scenes, clip_folder, units=units, near_miss=["near"] * 6), tmp_path, "test")
     triplets = Triplets(tmp_path, "test", 64)
     easy, refined = triplets.labels("units")
@@ -121,9 +125,9 @@ def test_a_shorter_table_leaves_no_old_shard(rows, tmp_path):
     ({"E1": None}, "E1 missing"), ({"refined_prompt": None, "seed": None}, "seed, refined_prompt missing"),
     ({"prompt_id": 1}, "its prompt_id is there twice")])  # fmt: skip
 def test_a_row_that_breaks_an_invariant_is_not_written(rows, tmp_path, change, reason):
-    spoilt = [*rows[:4], rows[4] | change]
-    with pytest.raises(ValueError, match=f"test, prompt_id {(rows[4] | change)['prompt_id']}: .*{reason}"):
-        write_triplets(spoilt, tmp_path, "test")
+    bad = rows[4] | change
+    with pytest.raises(ValueError, match=f"test, prompt_id {bad['prompt_id']}: .*{reason}"):
+        write_triplets([*rows[:4], bad], tmp_path, "test")
 
 
 def test_writing_streams(rows, tmp_path):
@@ -137,8 +141,7 @@ def test_writing_streams(rows, tmp_path):
         tracemalloc.stop()
         return most
 
-    few, many = peak(128), peak(1280)
-    assert many < 1.3 * few
+    assert peak(1280) < 1.3 * peak(128)
 
 
 def test_rows_of_one_prompt_are_one_group(rows, tmp_path):
@@ -157,28 +160,28 @@ def test_a_table_without_a_column_or_a_file_says_which(folder, tmp_path):
 
 KILLED = """
 import os, sys
-import torch
-from icthp import draft, hub, microworld, pick_high, pictures, scores
+import icthp, torch
+from icthp import data, microworld, pipelines, tuning
 
 pairs, sd3, clip, out, deaths = *sys.argv[1:5], int(sys.argv[5])
 torch.set_num_threads(1)
 replace, alive = os.replace, iter(range(deaths))
 os.replace = lambda *names: replace(*names) if next(alive, None) is not None else os.kill(os.getpid(), 9)
-table = pick_high.read_pairs(pairs, "test")
+table = data.read_pairs(pairs, "test")
 refined = microworld.captions(microworld.parse(list(table["easy_prompt"]), torch.Generator()), "long")
-drawn = draft.generate_shards(hub.load_pipeline(sd3), refined, list(table["prompt_id"]), out + "/i3", shard=2, steps=1)
+drawn = tuning.generate_shards(pipelines.load_pipeline(sd3), refined, list(table["prompt_id"]), out + "/i3", shard=2, steps=1)
 constants = {"seed": 0, "split": "test", "source_3": sd3}
-rows = pick_high.triplets(table, refined, drawn, scores.load("clip", f"local-dir:{clip}"), theta=0.6, constants=constants)
-pick_high.write(rows, out + "/dataset", "test", shard=2)
+scorer = icthp.load("clip", f"local-dir:{clip}")
+rows = data.build_triplets(table, refined, drawn, scorer, theta=0.6, constants=constants)
+data.write_triplets(rows, out + "/dataset", "test", shard=2)
 """
 
 
 def test_kill_9_and_again_gives_the_same_bytes(pairs, sd3_folder, clip_folder, tmp_path):
     """Six rows, shards of two: a process dies at its second file of pictures, another at the table's second file."""
     run = lambda out, n: subprocess.run([sys.executable, "-c", KILLED, pairs, sd3_folder, clip_folder, tmp_path / out, str(n)]).returncode
-    files = lambda out: {
-        p.relative_to(tmp_path / out): p.read_bytes() for p in (tmp_path / out).rglob("*.parquet") if ".partial" not in str(p)
-    }
+    tables = lambda out: [p for p in (tmp_path / out).rglob("*.parquet") if ".partial" not in str(p)]
+    files = lambda out: {p.relative_to(tmp_path / out): p.read_bytes() for p in tables(out)}
     assert run("whole", 99) == 0 and len(files("whole")) == 6
     for place, deaths in (("drawing", 1), ("writing", 4)):
         assert run(place, deaths) == -signal.SIGKILL
@@ -233,13 +236,13 @@ def test_bad_tables_are_named(album):
         images.read_table(album / "nowhere")
 
 
-@pytest.mark.parametrize("spoil", ["cut", "chunk", "empty"])
-def test_a_broken_picture_is_named(album, spoil):
+@pytest.mark.parametrize("damage", ["cut", "chunk", "empty"])
+def test_a_damaged_picture_is_named(album, damage):
     good = (album / "b.png").read_bytes()
-    bad = {"cut": good[:40], "chunk": good.replace(b"IDAT", b"ID\x01T"), "empty": b""}[spoil]
-    (album / "broken.png").write_bytes(bad)
-    with pytest.raises(ValueError, match="broken.png cannot be read"):
-        images.to_pixels(album / "broken.png")
+    bad = {"cut": good[:40], "chunk": good.replace(b"IDAT", b"ID\x01T"), "empty": b""}[damage]
+    (album / "damaged.png").write_bytes(bad)
+    with pytest.raises(ValueError, match="damaged.png cannot be read"):
+        images.to_pixels(album / "damaged.png")
 
 
 def test_a_huge_picture_is_named(album, monkeypatch):
@@ -270,9 +273,8 @@ def test_odd_modes_become_rgb(tmp_path):
 
 def test_pairs_may_lack_what_can_be_filled(tmp_path, pairs):
     rows = datasets.Dataset.from_parquet(str(pairs / "test.parquet"))
-    rows.remove_columns(["prompt_id", "agreed", "source_1", "source_2"]).add_column("extra", range(6)).to_parquet(
-        tmp_path / "old-00000.parquet"
-    )
+    fewer = rows.remove_columns(["prompt_id", "agreed", "source_1", "source_2"])
+    fewer.add_column("extra", range(6)).to_parquet(tmp_path / "old-00000.parquet")
     found = read_pairs(tmp_path, "old", 4)
     assert found.features == PAIRS and found["prompt_id"][:] == [0, 1, 2, 3]
     assert found["agreed"][:] == [None] * 4 and found["source_2"][0] == str(tmp_path)
@@ -294,22 +296,16 @@ def test_unreadable_pictures_are_found(tmp_path, pairs):
     rows = parquet.as_files(datasets.Dataset.from_parquet(str(pairs / "test.parquet"))).to_list()
     rows[1]["image_2"]["bytes"] = rows[1]["image_2"]["bytes"][:-300]
     rows[4]["image_1"]["bytes"] = bomb(30_000)
-    spoilt = datasets.Dataset.from_list(rows, features=PAIRS)
-    why = parquet.unreadable(spoilt)
-    assert [bool(w) for w in why] == [False, True, False, False, True, False]
-    assert why[1].startswith("image_2 cannot be read: image file is truncated") and "decompression bomb" in why[4]
+    errors = parquet.unreadable(datasets.Dataset.from_list(rows, features=PAIRS))
+    assert [bool(error) for error in errors] == [False, True, False, False, True, False]
+    assert errors[1].startswith("image_2 cannot be read: image file is truncated") and "decompression bomb" in errors[4]
 
 
 def bomb(side: int) -> bytes:
     """A PNG of side x side black pixels, a hundred kilobytes long."""
     chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    rows = zlib.compress(bytes(side // 8 + 1) * side)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
-        + chunk(b"IDAT", rows)
-        + chunk(b"IEND", b"")
-    )
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(side // 8 + 1) * side)) + chunk(b"IEND", b"")
 
 
 def test_two_writings_of_a_split_are_not_read_as_one(triplets_folder, tmp_path):
@@ -335,6 +331,6 @@ def test_a_writing_that_fails_leaves_the_old_set(triplets_folder, tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == [f"train-0000{i}.parquet" for i in range(3)]
 
 
-def test_changed_pictures_are_not_kept_as_the_datas_own(triplets_folder, tmp_path):
+def test_changed_pictures_are_not_cached_as_the_datas_own(triplets_folder, tmp_path):
     with pytest.raises(ValueError, match="not kept"):
         Triplets(triplets_folder, "train", 16).read_as(change=lambda content: content).cache(tmp_path)

@@ -1,4 +1,4 @@
-"""A collection of pictures: every source, scores that are kept, a page that a browser sorts."""
+"""A collection of pictures: every source, cached scores, a page that a browser sorts."""
 
 import os
 import re
@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from geneval_layout import write_folder
 from PIL import Image
 
 from conftest import ROOT
 from icthp import images
-from icthp.evaluation import gallery, geneval
+from icthp.evaluation import gallery, gallery_page
 from icthp.scorers import base, combined, hp, loading
 
 
@@ -55,13 +56,15 @@ def test_every_score_is_the_scorers_own(folder, loaded, tmp_path):
 
 
 def test_an_interrupted_run_scores_no_picture_twice(folder, loaded, tmp_path, monkeypatch):
-    table, calls, own = with_prompts(folder), [], gallery._scored
+    table = with_prompts(folder)
+    calls = []
+    scored = gallery._scored
 
     def counted(scorers, rows):
         calls.append(len(rows))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return own(scorers, rows)
+        return scored(scorers, rows)
 
     monkeypatch.setattr(gallery, "_scored", counted)
     with pytest.raises(KeyboardInterrupt):
@@ -87,7 +90,7 @@ def test_an_interrupted_run_scores_no_picture_twice(folder, loaded, tmp_path, mo
 def test_sources(folder, tmp_path):
     """GenEval's layout, a dataset on disk, and what is neither."""
     rows = [{"tag": "colors", "include": [], "prompt": "a red bear"}]
-    geneval.write_folder(tmp_path / "drawn", [Image.new("RGB", (9, 9))] * 2, rows * 2)
+    write_folder(tmp_path / "drawn", [Image.new("RGB", (9, 9))] * 2, rows * 2)
     table = gallery.read(str(tmp_path / "drawn"), tmp_path)
     assert list(table) == ["image", "prompt"] and table.prompt.tolist() == ["a red bear"] * 2
 
@@ -109,15 +112,13 @@ def test_sources(folder, tmp_path):
 
 
 def test_the_summary_says_what_a_number_compares(folder, loaded, tmp_path):
-    said = gallery.summary(loaded, gallery.score(loaded, with_prompts(folder), tmp_path / "store"))
-    assert "not of different ones" in said.compares["clip"] and "one size" in said.compares["jpeg"]
-    assert said.number["jpeg"] == "kB at quality 95" and said["count"].tolist() == [3, 5]
-    light = hp.HpScorer(loaded["clip"], hp.make_head(16)).eval()
-    assert (
-        gallery.summary({"jpeg": light}, table := gallery.score({"jpeg": light}, with_prompts(folder), tmp_path)).compares.jpeg
-        == gallery.ACROSS
-    )
-    assert not any("one size" in said for said in gallery.account({"jpeg": light}, table))
+    summary = gallery.summary(loaded, gallery.score(loaded, with_prompts(folder), tmp_path / "store"))
+    assert "not of different ones" in summary.compares["clip"] and "one size" in summary.compares["jpeg"]
+    assert summary.number["jpeg"] == "kB at quality 95" and summary["count"].tolist() == [3, 5]
+    scorers = {"jpeg": hp.HpScorer(loaded["clip"], hp.make_head(16)).eval()}  # in name alone
+    table = gallery.score(scorers, with_prompts(folder), tmp_path)
+    assert gallery.summary(scorers, table).compares.jpeg == gallery.ACROSS
+    assert not any("one size" in line for line in gallery.account(scorers, table))
 
 
 def test_a_size_in_bytes_warns_where_the_pictures_have_several(folder, loaded, tmp_path):
@@ -126,17 +127,17 @@ def test_a_size_in_bytes_warns_where_the_pictures_have_several(folder, loaded, t
     scorers = {"jpeg": loaded["jpeg"], "mixed": mixed}
     table = gallery.score(scorers, with_prompts(folder), tmp_path / "store")
     assert table["pixels"].tolist()[:5] == ["60 x 40", "60 x 60"] * 2 + ["60 x 40"]
-    assert any(said.startswith("Sizes: 2. jpeg, mixed compares") for said in gallery.account(scorers, table))
-    page = gallery.write_html(tmp_path / "g.html", scorers, table, "t").read_text(encoding="utf-8")
+    assert any(line.startswith("Sizes: 2. jpeg, mixed compares") for line in gallery.account(scorers, table))
+    page = gallery_page.write_html(tmp_path / "g.html", scorers, table, "t").read_text(encoding="utf-8")
     assert "Sizes: 2. jpeg, mixed compares" in page
-    assert not any("Sizes" in said for said in gallery.account(scorers, table[table["pixels"] != "60 x 40"]))
+    assert not any("Sizes" in line for line in gallery.account(scorers, table[table["pixels"] != "60 x 40"]))
 
 
 def test_the_page_is_one_file_that_escapes_what_it_shows(folder, loaded, tmp_path):
     table = with_prompts(folder)
     table.loc[0, "prompt"] = '<script>alert("x")</script>'
     table = gallery.score(loaded, table, tmp_path / "store")
-    page = gallery.write_html(tmp_path / "g.html", loaded, table, "mine & yours", "jpeg").read_text(encoding="utf-8")
+    page = gallery_page.write_html(tmp_path / "g.html", loaded, table, "mine & yours", "jpeg").read_text(encoding="utf-8")
     assert page.count("<figure ") == 5 and "alert(&quot;x" in page and 'alert("x' not in page and "mine &amp; yours" in page
     order = [float(v) for v in re.findall(r'data-jpeg="([0-9.e+-]+)"', page)]
     assert order == sorted(order, reverse=True) and len(order) == 5 and "http" not in page.replace("data:image", "")
@@ -145,18 +146,11 @@ def test_the_page_is_one_file_that_escapes_what_it_shows(folder, loaded, tmp_pat
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
 def test_a_browser_sorts_the_page(folder, loaded, tmp_path):
     table = gallery.score(loaded, with_prompts(folder), tmp_path / "store")
-    file = gallery.write_html(tmp_path / "g.html", loaded, table, "mine", "jpeg")
+    file = gallery_page.write_html(tmp_path / "g.html", loaded, table, "mine", "jpeg")
     press = "<script>document.querySelector('button[data-score=clip]').click()</script></body>"
     file.write_text(file.read_text(encoding="utf-8").replace("</body>", press))
-    command = [
-        "chromium",
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        "--dump-dom",
-        f"file://{file}",
-    ]
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    command = ["chromium", *options, f"file://{file}"]
     page = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
     names = re.findall(r"<br>(\d\.png)</figcaption>", page)
     best = table[table["clip"].notna()].sort_values("clip", ascending=False).image.str[-5:].tolist()
@@ -173,14 +167,15 @@ def test_scores_of_another_recipe_are_not_taken_from_the_store(folder, loaded, t
     assert np.allclose(second, 10 * first) and len(first) == 5
 
 
-# ---- what is kept -----------------------------------------------------------------------------------------------
+# ---- the store --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def counted(monkeypatch):
     """The number of rows of each shard that is scored, not read."""
-    calls, own = [], gallery._scored
-    monkeypatch.setattr(gallery, "_scored", lambda scorers, rows: calls.append(len(rows)) or own(scorers, rows))
+    calls = []
+    scored = gallery._scored
+    monkeypatch.setattr(gallery, "_scored", lambda scorers, rows: calls.append(len(rows)) or scored(scorers, rows))
     return calls
 
 
@@ -233,10 +228,10 @@ def test_a_shard_that_was_cut_is_made_anew(folder, loaded, tmp_path, counted, sh
     assert counted == [2] * 6
 
 
-# ---- what is said -----------------------------------------------------------------------------------------------
+# ---- the outcome ------------------------------------------------------------------------------------------------
 
 
-def test_a_prompt_that_is_cut_is_said_so_everywhere(folder, loaded, tmp_path):
+def test_a_prompt_that_is_cut_is_reported_everywhere(folder, loaded, tmp_path):
     """In the table, the summary, the account and on the page; by every scorer that reads prompts, whatever it is made of."""
     long = "a red circle left of a blue square " * 30
     both = combined.IctHpScorer(loaded["clip"], hp.HpScorer(loaded["clip"], hp.make_head(16)).eval())
@@ -246,15 +241,16 @@ def test_a_prompt_that_is_cut_is_said_so_everywhere(folder, loaded, tmp_path):
     table = gallery.score(scorers, table, tmp_path / "store")
     assert table["cut"].fillna("").tolist() == ["clip, both, mixed", "", "", "clip, both, mixed", "", "clip, both, mixed"]
     assert gallery.summary(scorers, table)["prompts cut"].to_dict() == {"clip": 3, "jpeg": 0, "both": 3, "mixed": 3, "hp": 0}
-    assert sum("cut to its length: 3." in said for said in gallery.account(scorers, table)) == 3
-    page = gallery.write_html(tmp_path / "g.html", scorers, table, "t").read_text(encoding="utf-8")
+    assert sum("cut to its length: 3." in line for line in gallery.account(scorers, table)) == 3
+    page = gallery_page.write_html(tmp_path / "g.html", scorers, table, "t").read_text(encoding="utf-8")
     assert page.count("only its beginning was read by clip, both, mixed") == 2
 
 
 class Odd(base.Scorer):
     """NaN and infinite scores, and a picture that it refuses."""
 
-    needs_prompt, unit = False, "nothing"
+    needs_prompt = False
+    score_scale = "nothing"
 
     def forward(self, pixels, prompts=None):
         if pixels.shape[2] == 60 and len(pixels) > 1:
@@ -265,17 +261,18 @@ class Odd(base.Scorer):
 
 
 def test_a_score_that_is_no_number_spoils_neither_page_nor_summary(folder, tmp_path):
-    scorers, pixel = {"odd": Odd(), "jpeg": loading.load("jpeg")}, np.full((60, 60, 3), 200, np.uint8)
-    Image.fromarray(pixel).save(folder / "1.png")
-    pixel[0, 0] = 0
-    Image.fromarray(pixel).save(folder / "3.png")
+    scorers = {"odd": Odd(), "jpeg": loading.load("jpeg")}
+    pixels = np.full((60, 60, 3), 200, np.uint8)
+    Image.fromarray(pixels).save(folder / "1.png")
+    pixels[0, 0] = 0
+    Image.fromarray(pixels).save(folder / "3.png")
     table = gallery.score(scorers, gallery.read(str(folder), tmp_path), tmp_path / "store")
     assert table.odd.isna().tolist() == [True, True, False, True, False, True] and np.isinf(table.odd[2])
     assert table.jpeg.notna().tolist() == [True] * 5 + [False] and table.error[3].endswith("3.png has no score of odd: too dark")
     summary = gallery.summary(scorers, table)
     assert summary["count"].to_dict() == {"odd": 1, "jpeg": 5} and summary["no number"].to_dict() == {"odd": 3, "jpeg": 0}
     assert summary["max"].odd == 1 and "Scores of odd that are no number: 3." in gallery.account(scorers, table)
-    page = gallery.write_html(tmp_path / "g.html", scorers, table, "t", "odd").read_text(encoding="utf-8")
+    page = gallery_page.write_html(tmp_path / "g.html", scorers, table, "t", "odd").read_text(encoding="utf-8")
     assert page.count("<figure ") == 5 and page.count("data-odd=") == 1 and "too dark" in page
 
 
@@ -283,11 +280,8 @@ def test_a_picture_that_one_scorer_cannot_take_has_the_others_scores(folder, loa
     """JPEG knows no side above 65,500 pixels."""
     Image.new("RGB", (70_000, 40)).save(folder / "0.png")
     table = gallery.score(loaded, with_prompts(folder), tmp_path / "store")
-    assert (
-        "0.png has no score of jpeg" in table.error[0]
-        and table["clip"].notna()[0]
-        and table.jpeg.notna().tolist() == [False] + [True] * 4 + [False]
-    )
+    assert "0.png has no score of jpeg" in table.error[0] and table["clip"].notna()[0]
+    assert table.jpeg.notna().tolist() == [False] + [True] * 4 + [False]
 
 
 def test_names_and_errors_are_escaped(folder, loaded, tmp_path):
@@ -297,7 +291,7 @@ def test_names_and_errors_are_escaped(folder, loaded, tmp_path):
     (folder / "<b>broken.png").write_bytes(b"")
     scorers = {evil: loaded["jpeg"], "Two words": loaded["jpeg"]}
     table = gallery.score(scorers, gallery.read(str(folder), tmp_path), tmp_path / "store")
-    page = gallery.write_html(tmp_path / "g.html", scorers, table, evil, evil).read_text(encoding="utf-8")
+    page = gallery_page.write_html(tmp_path / "g.html", scorers, table, evil, evil).read_text(encoding="utf-8")
     assert page.count("<script>") == 1 and "<b>" not in page and 'data-score.0="' in page and 'data-score.1="' in page
     with pytest.raises(ValueError, match="may not be called image"):
         gallery.score({"image": loaded["jpeg"]}, table, tmp_path / "store")
@@ -306,10 +300,9 @@ def test_names_and_errors_are_escaped(folder, loaded, tmp_path):
 def test_the_page_lists_what_is_not_on_it(folder, loaded, tmp_path):
     (folder / "notes.txt").write_text("x", encoding="utf-8")
     (folder / "more").mkdir()
-    table = with_prompts(folder)
-    table = gallery.score(loaded, table, tmp_path / "store")
-    page = gallery.write_html(tmp_path / "g.html", loaded, table, "t").read_text(encoding="utf-8")
+    table = gallery.score(loaded, with_prompts(folder), tmp_path / "store")
+    page = gallery_page.write_html(tmp_path / "g.html", loaded, table, "t").read_text(encoding="utf-8")
     assert "Pictures: 6; not scored or not by all: 1; without a prompt: 2." in page and "<li>" in page and "9.png cannot be read" in page
     assert "Not looked at: sub-folders (1), files that end in .txt (1)." in page
     (folder / "0.png").unlink()  # gone between its score and the page
-    assert gallery.write_html(tmp_path / "g.html", loaded, table, "t").read_text(encoding="utf-8").count("<figure ") == 5
+    assert gallery_page.write_html(tmp_path / "g.html", loaded, table, "t").read_text(encoding="utf-8").count("<figure ") == 5

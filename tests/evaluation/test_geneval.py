@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from geneval_layout import write_folder
 from PIL import Image
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor, SwinConfig
 
@@ -71,43 +72,48 @@ def test_every_pair_must_stand_so():
     assert not geneval.check([left[0], at("circle", x=400), at("star", x=200)], metadata)[0]
 
 
-def test_usable_detections():
+def test_detections_that_count():
     """Above 0.3, for counting above 0.9, never at it; sixteen of a class; most certain first."""
     found = [at("circle", score=s) for s in (0.3, 0.31, 0.9, 0.91)]
     assert [d.score for d in geneval.filter_detections(found, {"tag": "colors"})] == [0.91, 0.9, 0.31]
     assert [d.score for d in geneval.filter_detections(found, {"tag": "counting"})] == [0.91]
-    many = [at("circle", score=0.4 + i / 100) for i in range(20)] + [at("star", score=0.35)]
-    assert [d.label for d in geneval.filter_detections(many, {"tag": "colors"})] == ["circle"] * 16 + ["star"]
+    found = [at("circle", score=0.4 + i / 100) for i in range(20)] + [at("star", score=0.35)]
+    assert [d.label for d in geneval.filter_detections(found, {"tag": "colors"})] == ["circle"] * 16 + ["star"]
 
 
 # ---- an independent reading of the rules: plain loops over numbers -----------------------------------------------------
 
 
-def straight(found, metadata):
-    def side(a, b):
-        ax, ay, bx, by = *((a.box[i] + a.box[i + 2]) / 2 for i in (0, 1)), *((b.box[i] + b.box[i + 2]) / 2 for i in (0, 1))
-        length, out = ((ax - bx) ** 2 + (ay - by) ** 2) ** 0.5, []
-        for i, delta, less, more in ((0, ax - bx, "left of", "right of"), (1, ay - by, "above", "below")):
-            rest = abs(delta) - 0.1 * (a.box[i + 2] - a.box[i] + b.box[i + 2] - b.box[i])
-            if rest > 1e-3 and rest / length > 0.5:
-                out.append(less if delta < 0 else more)
-        return out
+def relations_by_hand(a, b):
+    ax, bx = (a.box[0] + a.box[2]) / 2, (b.box[0] + b.box[2]) / 2
+    ay, by = (a.box[1] + a.box[3]) / 2, (b.box[1] + b.box[3]) / 2
+    length = ((ax - bx) ** 2 + (ay - by) ** 2) ** 0.5
+    found = []
+    for i, delta, before, after in ((0, ax - bx, "left of", "right of"), (1, ay - by, "above", "below")):
+        beyond = abs(delta) - 0.1 * (a.box[i + 2] - a.box[i] + b.box[i + 2] - b.box[i])
+        if beyond > 1e-3 and beyond / length > 0.5:
+            found.append(before if delta < 0 else after)
+    return found
 
-    correct, groups = True, []
+
+def check_by_hand(found, metadata):
+    correct = True
+    groups = []
     for want in metadata["include"]:
-        mine, good = [], True
+        group = []
         for d in found:
-            if d.label == want["class"] and len(mine) < want["count"]:
-                mine.append(d)
-        if len(mine) != want["count"]:
-            good = False
-        elif "color" in want and any(d.colour != want["color"] for d in mine):
-            good = False
+            if d.label == want["class"] and len(group) < want["count"]:
+                group.append(d)
+        fits = True
+        if len(group) != want["count"]:
+            fits = False
+        elif "color" in want and any(d.colour != want["color"] for d in group):
+            fits = False
         elif "position" in want:
             relation, other = want["position"]
-            good = groups[other] is not None and all(relation in side(d, t) for d in mine for t in groups[other])
-        correct = correct and good
-        groups.append(mine if good else None)
+            fits = groups[other] is not None and all(relation in relations_by_hand(d, t) for d in group for t in groups[other])
+        correct = correct and fits
+        groups.append(group if fits else None)
     for ban in metadata.get("exclude", []):
         correct = correct and len([d for d in found if d.label == ban["class"]]) < ban["count"]
     return correct
@@ -123,24 +129,30 @@ def metadata_of_every_task():
 @pytest.mark.parametrize("task", geneval.TASKS)
 def test_rules_agree_with_an_independent_reading(task):
     """On 400 random lists of detections of which both answers are common."""
-    draw, metadata, right = np.random.default_rng(geneval.TASKS.index(task)), metadata_of_every_task()[task], 0
+    rng = np.random.default_rng(geneval.TASKS.index(task))
+    metadata = metadata_of_every_task()[task]
+    correct = 0
     for _ in range(400):
-        found = []
-        for label in draw.choice(["circle", "star"], draw.integers(1, 6) + 2 * (task == "counting")):
-            x, y = draw.integers(0, 100, 2)
-            width, height = draw.integers(1, 120, 2)
-            found.append(
-                geneval.Detection(str(label), float(draw.random()), (x, y, x + width, y + height), str(draw.choice(["red", "blue"])))
-            )
-        found = sorted(found, key=lambda d: -d.score)
-        if task == "position" and draw.random() < 0.5:  # at the edges of the rule
-            target = next((d for d in found if d.label == "circle"), at("circle"))
-            centre = [(target.box[i] + target.box[i + 2]) / 2 + draw.choice([-1, 0, 1]) * draw.uniform(0, 30) for i in (0, 1)]
-            found = [target, at("star", x=centre[0], y=centre[1], side=draw.uniform(1, 60))]
-        said = geneval.check(found, metadata)[0]
-        assert said == straight(found, metadata), found
-        right += said
-    assert 20 < right < 380
+        found = random_detections(rng, task)
+        answer = geneval.check(found, metadata)[0]
+        assert answer == check_by_hand(found, metadata), found
+        correct += answer
+    assert 20 < correct < 380
+
+
+def random_detections(rng, task):
+    found = []
+    for label in rng.choice(["circle", "star"], rng.integers(1, 6) + 2 * (task == "counting")):
+        x, y = rng.integers(0, 100, 2)
+        width, height = rng.integers(1, 120, 2)
+        box = (x, y, x + width, y + height)
+        found.append(geneval.Detection(str(label), float(rng.random()), box, str(rng.choice(["red", "blue"]))))
+    found = sorted(found, key=lambda d: -d.score)
+    if task == "position" and rng.random() < 0.5:  # at the edges of the rule
+        target = next((d for d in found if d.label == "circle"), at("circle"))
+        centre = [(target.box[i] + target.box[i + 2]) / 2 + rng.choice([-1, 0, 1]) * rng.uniform(0, 30) for i in (0, 1)]
+        found = [target, at("star", x=centre[0], y=centre[1], side=rng.uniform(1, 60))]
+    return found
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="GenEval's own prompts are not here")
@@ -198,7 +210,7 @@ def test_colours_are_read_inside_the_mask(clip_folder):
                              (0, 0, 0), (1, 1, 1)]))  # fmt: skip
     features = lambda values: torch.nn.functional.normalize(torch.tensor(values).float() - 0.5, dim=-1)
 
-    class Eyes:
+    class ColourScorer:
         device = torch.device("cpu")
 
         def text_features(self, texts):
@@ -208,48 +220,68 @@ def test_colours_are_read_inside_the_mask(clip_folder):
             return features((pixels.float() / 255).mean((2, 3)).tolist())
 
     image = np.full((60, 60, 3), (0, 153, 0), dtype=np.uint8)
-    image[10:30, 10:30], mask = (0, 0, 255), np.zeros((60, 60), dtype=bool)
+    image[10:30, 10:30] = (0, 0, 255)
+    mask = np.zeros((60, 60), dtype=bool)
     mask[10:30, 10:30] = True
-    wide = geneval.Detection("ball", 0.9, (0, 0, 60, 60), mask=None)
-    tight = geneval.Detection("ball", 0.9, (10, 10, 30, 30), mask=mask)
-    colours = geneval.ClipColours(Eyes())
-    assert colours(Image.fromarray(image), [wide, tight], "ball") == ["green", "blue"]
-    outside = tight._replace(mask=~mask, box=(0, 0, 60, 60))
+    whole = geneval.Detection("ball", 0.9, (0, 0, 60, 60), mask=None)
+    masked = geneval.Detection("ball", 0.9, (10, 10, 30, 30), mask=mask)
+    colours = geneval.ClipColours(ColourScorer())
+    assert colours(Image.fromarray(image), [whole, masked], "ball") == ["green", "blue"]
+    outside = masked._replace(mask=~mask, box=(0, 0, 60, 60))
     assert colours(Image.fromarray(image), [outside], "ball") == ["green"]
     real = geneval.ClipColours(loading.load("clip", f"local-dir:{clip_folder}"))
-    assert set(real(Image.fromarray(image), [wide, tight], "ball")) <= set(geneval.COLOURS)
+    assert set(real(Image.fromarray(image), [whole, masked], "ball")) <= set(geneval.COLOURS)
 
 
-def test_a_folder_in_its_layout_comes_back_and_is_judged(tmp_path, mask2former, clip_folder):
-    CARS = ask("counting", {"class": "computer mouse", "count": 30})
-    rows = [ask("single_object", {"class": "person", "count": 1}) | {"prompt": "a person"}, CARS | {"prompt": "three mice"}]
-    geneval.write_folder(tmp_path / "drawn", [picture(i) for i in range(4)], [rows[0], rows[1], rows[0], rows[1]])
+def test_a_folder_in_its_layout_is_read_and_evaluated(tmp_path, mask2former, clip_folder):
+    person = ask("single_object", {"class": "person", "count": 1}) | {"prompt": "a person"}
+    mice = ask("counting", {"class": "computer mouse", "count": 30}) | {"prompt": "thirty mice"}
+    rows = [person, mice]
+    write_folder(tmp_path / "drawn", [picture(i) for i in range(4)], [rows[0], rows[1], rows[0], rows[1]])
     (tmp_path / "drawn/00000/samples/grid.png").write_bytes(b"not one of the pictures")
     table = geneval.read_folder(tmp_path / "drawn")
     assert [p[-23:] for p in table.image] == [f"0000{i}/samples/0000{j}.png" for i in (0, 1) for j in (0, 1)]
-    assert table.prompt.tolist() == ["a person"] * 2 + ["three mice"] * 2 and table.metadata[3] == rows[1]
+    assert table.prompt.tolist() == ["a person"] * 2 + ["thirty mice"] * 2 and table.metadata[3] == rows[1]
     colours = geneval.ClipColours(loading.load("clip", f"local-dir:{clip_folder}"))
     results = geneval.evaluate_folder(tmp_path / "drawn", geneval.Mask2Former(mask2former), colours)
     assert list(results) == ["filename", "tag", "prompt", "correct", "reason", "metadata", "details"]
     assert json.loads(results.metadata[0]) == rows[0] and not results.correct[2:].any()
-    said = geneval.summary(results)
-    assert said.overall == pytest.approx((said.single_object + said.counting) / 2)
+    summary = geneval.summary(results)
+    assert summary.overall == pytest.approx((summary.single_object + summary.counting) / 2)
 
 
-def test_a_detector_that_sees_fulfils_the_prompt(tmp_path):
-    """From detections to the result's row: a low score does not count, a colour is asked of the picture."""
+class FixedDetector:
+    """Finds the same objects in every picture, and keeps the pictures."""
 
-    class Eyes:
-        labels = {0: "circle", 1: "star"}
-        detect = staticmethod(lambda image: [at("circle", score=0.5), at("star", score=0.2)])
+    labels = {0: "circle", 1: "star"}
 
-    asked = ask("colors", ONE | {"color": "red"})
-    row = geneval.evaluate(picture(), asked, Eyes, lambda image, objects, label: ["red"] * len(objects))
+    def __init__(self, *found):
+        self.found = list(found)
+        self.pictures = []
+
+    def detect(self, picture):
+        self.pictures.append(picture)
+        return self.found
+
+
+def test_detections_become_a_row_of_the_results():
+    """A low score does not count, a colour is asked of the picture."""
+    detector = FixedDetector(at("circle", score=0.5), at("star", score=0.2))
+    red_circle = ask("colors", ONE | {"color": "red"})
+    row = geneval.evaluate(picture(), red_circle, detector, lambda image, objects, label: ["red"] * len(objects))
     assert row["correct"] and json.loads(row["details"]) == {"circle": [[-10.0, -10.0, 10.0, 10.0, 0.5]]}
-    assert not geneval.evaluate(picture(), asked, Eyes, lambda image, objects, label: ["blue"])["correct"]
-    assert geneval.evaluate(picture(), ask("two_object", ONE, STAR), Eyes, len)["reason"] == "0 of 1 star"
+    assert not geneval.evaluate(picture(), red_circle, detector, lambda image, objects, label: ["blue"])["correct"]
+    assert geneval.evaluate(picture(), ask("two_object", ONE, STAR), detector, len)["reason"] == "0 of 1 star"
     with pytest.raises(ValueError, match="knows no sofa; it knows circle, star"):
-        geneval.evaluate(picture(), ask("single_object", {"class": "sofa", "count": 1}), Eyes, len)
+        geneval.evaluate(picture(), ask("single_object", {"class": "sofa", "count": 1}), detector, len)
+
+
+def test_the_evaluator_measures_drawn_pixels():
+    evaluator = geneval.Evaluator(FixedDetector(at("circle")), len)
+    pixels = torch.zeros(2, 3, 8, 6)
+    tasks = [ask("single_object", ONE), ask("single_object", STAR)]
+    assert evaluator.measure(pixels, tasks) == {"correct": [True, False]} and evaluator.measure(pixels) == {}
+    assert [p.size for p in evaluator.detector.pictures] == [(6, 8)] * 2
 
 
 def test_bad_files_are_named(tmp_path):
@@ -264,8 +296,8 @@ def test_bad_files_are_named(tmp_path):
 
 
 def test_samples_of_any_ending_are_read_and_the_rest_is_counted(tmp_path):
-    asked = ask("single_object", ONE) | {"prompt": "a"}
-    geneval.write_folder(tmp_path / "g", [picture(i) for i in range(3)], [asked] * 2 + [asked | {"prompt": "b"}])
+    row = ask("single_object", ONE) | {"prompt": "a"}
+    write_folder(tmp_path / "g", [picture(i) for i in range(3)], [row] * 2 + [row | {"prompt": "b"}])
     samples = tmp_path / "g/00000/samples"
     picture(3).save(samples / "00002.jpg")
     picture(4).save(samples / "00003.webp")
@@ -279,47 +311,39 @@ def test_samples_of_any_ending_are_read_and_the_rest_is_counted(tmp_path):
         geneval.read_folder(tmp_path / "g")
 
 
-def test_a_sample_that_cannot_be_read_is_named_and_the_others_judged(tmp_path):
-    class Eyes:
-        labels = {0: "circle", 1: "star"}
-        detect = staticmethod(lambda image: [at("circle", score=0.5)])
-
-    geneval.write_folder(tmp_path / "g", [picture(i) for i in range(3)], [ask("single_object", ONE)] * 2 + [ask("two_object", STAR)])
+def test_a_sample_that_cannot_be_read_is_named_and_the_others_evaluated(tmp_path):
+    write_folder(tmp_path / "g", [picture(i) for i in range(3)], [ask("single_object", ONE)] * 2 + [ask("two_object", STAR)])
     (tmp_path / "g/00000/samples/00001.png").write_bytes(b"x")
-    results = geneval.evaluate_folder(tmp_path / "g", Eyes, len)
+    results = geneval.evaluate_folder(tmp_path / "g", FixedDetector(at("circle", score=0.5)), len)
     assert results.correct.tolist() == [True, None, False] and "00001.png cannot be read" in results.reason[1]
     with pytest.warns(UserWarning, match="1 of 3 pictures count in no mean: .*00001.png cannot be read"):
-        said = geneval.summary(results)
-    assert said.to_dict() == {"single_object": 1, "two_object": 0, "overall": 0.5}
+        summary = geneval.summary(results)
+    assert summary.to_dict() == {"single_object": 1, "two_object": 0, "overall": 0.5}
 
 
-def test_a_deep_grey_is_judged_as_it_looks(tmp_path):
-    seen = []
-
-    class Eyes:
-        labels = {0: "circle"}
-        detect = staticmethod(lambda image: seen.append(np.asarray(image)) or [])
-
-    geneval.write_folder(tmp_path / "g", [picture()], [ask("single_object", ONE)])
+def test_a_deep_grey_is_evaluated_in_its_range(tmp_path):
+    detector = FixedDetector()
+    write_folder(tmp_path / "g", [picture()], [ask("single_object", ONE)])
     Image.fromarray(np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)).save(tmp_path / "g/00000/samples/00000.png")
-    geneval.evaluate_folder(tmp_path / "g", Eyes, len)
-    assert seen[0].shape == (64, 64, 3) and abs(seen[0].mean() - 127.5) < 1
+    geneval.evaluate_folder(tmp_path / "g", detector, len)
+    pixels = np.asarray(detector.pictures[0])
+    assert pixels.shape == (64, 64, 3) and abs(pixels.mean() - 127.5) < 1
 
 
 def test_an_object_without_a_pixel_is_no_detection(mask2former, monkeypatch):
-    judge = geneval.Mask2Former(mask2former)
-    own = judge.processor.post_process_instance_segmentation
+    detector = geneval.Mask2Former(mask2former)
+    post_process = detector.processor.post_process_instance_segmentation
 
     def with_an_empty_mask(*args, **options):
-        (result,) = own(*args, **options)
+        (result,) = post_process(*args, **options)
         result["segmentation"][0] = 0
         return [result]
 
-    whole = judge.detect(picture(), threshold=0.0)
-    monkeypatch.setattr(judge.processor, "post_process_instance_segmentation", with_an_empty_mask)
-    assert len(judge.detect(picture(), threshold=0.0)) == len(whole) - 1
+    found = detector.detect(picture(), threshold=0.0)
+    monkeypatch.setattr(detector.processor, "post_process_instance_segmentation", with_an_empty_mask)
+    assert len(detector.detect(picture(), threshold=0.0)) == len(found) - 1
 
 
-def test_a_detector_that_is_not_there_is_said_with_the_remedy():
+def test_a_detector_that_is_not_there_is_named_with_the_remedy():
     with pytest.raises(FileNotFoundError, match="data/gone is no folder with a detector .`dvc pull`"):
         detector.load_detector("data/gone")

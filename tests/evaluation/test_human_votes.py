@@ -14,8 +14,8 @@ A,0_1,0,1,https://x.org/images/sdv2/00000/samples/00001.png,a photo of a white b
 A,0_1,0,1,https://x.org/images/sdv2/00000/samples/00001.png,a photo of a white bear,bear,,bears,,"object-1,position",10.1,black,,1,,bear,,,3,2.0,
 B,1_0,1,0,https://x.org/images/sdv2/00001/samples/00000.png,a photo of three cows,cow,,cows,,"object-1,position",9.1,brown,,2,,none,,,1,1.0,
 """  # noqa: E501
-ASKED = [{"tag": "colors", "include": [{"class": "bear", "count": 1, "color": "white"}], "prompt": "a photo of a white bear"},
-         {"tag": "counting", "include": [{"class": "cow", "count": 3}], "prompt": "a photo of three cows"}]  # fmt: skip
+METADATA = [{"tag": "colors", "include": [{"class": "bear", "count": 1, "color": "white"}], "prompt": "a photo of a white bear"},
+            {"tag": "counting", "include": [{"class": "cow", "count": 3}], "prompt": "a photo of three cows"}]  # fmt: skip
 
 
 def flickr8k(folder):
@@ -29,14 +29,13 @@ def agiqa3k(folder):
 
 
 def imagereward(folder):
-    (folder / "test.json").write_text(
-        json.dumps([{"id": "1-1", "prompt": "a cola", "generations": ["p/1.webp", "p/2.webp"], "ranking": [1, 3]}])
-    )
+    rows = [{"id": "1-1", "prompt": "a cola", "generations": ["p/1.webp", "p/2.webp"], "ranking": [1, 3]}]
+    (folder / "test.json").write_text(json.dumps(rows))
 
 
 def geneval(folder):
     (folder / "annotations_sdv2.csv").write_text(SDV2)
-    (folder / "geneval_metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ASKED))
+    (folder / "geneval_metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in METADATA))
 
 
 def test_flickr8k_has_every_judgement_but_of_own_captions(tmp_path):
@@ -90,8 +89,8 @@ def test_prompts_of_published_sets_are_texts(tmp_path):
     """However they look; with a byte order mark, with CRLF, and with a name of a picture that looks like a number."""
     lines = [f"p.jpg#{i}\t{prompt}\r\n" for i, prompt in enumerate(ODD)]
     (tmp_path / "Flickr8k.token.txt").write_bytes(("\ufeff" + "".join(lines)).encode())
-    judged = "".join(f"007\tp.jpg#{i}\t1\t2\t4\n" for i in range(len(ODD)))
-    (tmp_path / "ExpertAnnotations.txt").write_text(judged, encoding="utf-8")
+    judgements = "".join(f"007\tp.jpg#{i}\t1\t2\t4\n" for i in range(len(ODD)))
+    (tmp_path / "ExpertAnnotations.txt").write_text(judgements, encoding="utf-8")
     table = human_votes.read(f"flickr8k:{tmp_path}")
     assert sorted(set(table.prompt)) == sorted(ODD) and len(table) == 3 * len(ODD) and table.image[0].endswith("/007")
 
@@ -100,73 +99,54 @@ def test_prompts_of_published_sets_are_texts(tmp_path):
     table = human_votes.read(f"agiqa3k:{tmp_path}")
     assert table.prompt.tolist() == ODD * 2 and table.image[0].endswith("/007") and table.value.tolist() == [4] * 6 + [5.5] * 6
 
-    asked = [{"prompt": prompt, "generations": ["1984"], "ranking": [1]} for prompt in ODD]
-    (tmp_path / "test.json").write_text(json.dumps(asked, ensure_ascii=False), encoding="utf-8-sig")
+    ranked = [{"prompt": prompt, "generations": ["1984"], "ranking": [1]} for prompt in ODD]
+    (tmp_path / "test.json").write_text(json.dumps(ranked, ensure_ascii=False), encoding="utf-8-sig")
     table = human_votes.read(f"imagereward:{tmp_path}")
     assert table.prompt.tolist() == ODD and table.image[0].endswith("/1984")
 
     geneval(tmp_path)
-    said = SDV2.replace("a photo of a white bear", "NA").replace(",black|white,", ",null,").replace(",brown,", ",,")
-    (tmp_path / "annotations_sdv2.csv").write_text(said, encoding="utf-8-sig")
-    (tmp_path / "geneval_metadata.jsonl").write_text(
-        "".join(json.dumps(r | {"prompt": "a\u2028b"}, ensure_ascii=False) + "\n" for r in ASKED), "utf-8"
-    )
+    answers = SDV2.replace("a photo of a white bear", "NA").replace(",black|white,", ",null,").replace(",brown,", ",,")
+    (tmp_path / "annotations_sdv2.csv").write_text(answers, encoding="utf-8-sig")
+    metadata = "".join(json.dumps(row | {"prompt": "a\u2028b"}, ensure_ascii=False) + "\n" for row in METADATA)
+    (tmp_path / "geneval_metadata.jsonl").write_text(metadata, "utf-8")
     table = human_votes.read(f"geneval:{tmp_path}").pivot(index=["image", "prompt"], columns="axis", values="value").reset_index()
     assert table.prompt.tolist() == ["NA", "a photo of three cows"] and table.alignment.tolist() == [0.5, 0]
 
 
-@pytest.mark.parametrize(
-    ("name", "file", "text", "says"),
-    [
-        ("agiqa3k", "data.csv", "name,prompt,mos_quality\na,b,1\n", "data.csv has no column `mos_align`"),
-        (
-            "agiqa3k",
-            "data.csv",
-            "name,prompt,mos_quality,mos_align\na,b,good,1\n",
-            "column `mos_quality`, row 0 is 'good', which is no number",
-        ),
-        ("agiqa3k", "data.csv", "name,prompt,mos_quality,mos_align\na,,1,1\n", "column `prompt` is empty in row 0"),
-        ("imagereward", "test.json", "{}", "test.json is no list of JSON objects"),
-        ("imagereward", "test.json", '[{"prompt": "a", "generations": ["x"]}]', "test.json: row 0 has no prompt, generations and ranking"),
-        ("imagereward", "test.json", '[{"prompt": "a", "generations": ["x", "y"], "ranking": [1]}]', "test.json: row 0 has no"),
-        ("imagereward", "test.json", '[{"prompt": "a", "generations": "x", "ranking": 1}]', "test.json: row 0 has no"),
-        (
-            "imagereward",
-            "test.json",
-            '[{"prompt": 7, "generations": ["x"], "ranking": [1]}]',
-            "column `prompt`, row 0 is 7, which is no text",
-        ),
-        ("flickr8k", "ExpertAnnotations.txt", "a.jpg\ta.jpg#0\t4\t4\n", "ExpertAnnotations.txt, line 1 has 4 cells, not the 5"),
-        ("flickr8k", "ExpertAnnotations.txt", "a.jpg\ta.jpg#0\t4\t4\tx\n", "row 0 is 'x', which is no number"),
-        ("geneval", "annotations_sdv2.csv", SDV2.replace("Input.prompt_id", "Input.id"), "annotations_sdv2.csv has no column `prompt_id`"),
-        ("geneval", "annotations_sdv2.csv", SDV2.replace("0_1,0,1,", "0_1,2,1,"), "annotations_sdv2.csv asks of prompt 2"),
-        ("geneval", "geneval_metadata.jsonl", "{", "geneval_metadata.jsonl, line 1 is no JSON"),
-    ],
-)
-def test_a_published_set_that_is_not_as_published_is_named(tmp_path, name, file, text, says):
+@pytest.mark.parametrize("name, file, text, message", [
+    ("agiqa3k", "data.csv", "name,prompt,mos_quality\na,b,1\n", "data.csv has no column `mos_align`"),
+    ("agiqa3k", "data.csv", "name,prompt,mos_quality,mos_align\na,b,good,1\n", "`mos_quality`, row 0 is 'good', which is no number"),
+    ("agiqa3k", "data.csv", "name,prompt,mos_quality,mos_align\na,,1,1\n", "column `prompt` is empty in row 0"),
+    ("imagereward", "test.json", "{}", "test.json is no list of JSON objects"),
+    ("imagereward", "test.json", '[{"prompt": "a", "generations": ["x"]}]', "test.json: row 0 has no prompt, generations and ranking"),
+    ("imagereward", "test.json", '[{"prompt": "a", "generations": ["x", "y"], "ranking": [1]}]', "test.json: row 0 has no"),
+    ("imagereward", "test.json", '[{"prompt": "a", "generations": "x", "ranking": 1}]', "test.json: row 0 has no"),
+    ("imagereward", "test.json", '[{"prompt": 7, "generations": ["x"], "ranking": [1]}]', "column `prompt`, row 0 is 7, which is no text"),
+    ("flickr8k", "ExpertAnnotations.txt", "a.jpg\ta.jpg#0\t4\t4\n", "ExpertAnnotations.txt, line 1 has 4 cells, not the 5"),
+    ("flickr8k", "ExpertAnnotations.txt", "a.jpg\ta.jpg#0\t4\t4\tx\n", "row 0 is 'x', which is no number"),
+    ("geneval", "annotations_sdv2.csv", SDV2.replace("Input.prompt_id", "Input.id"), "annotations_sdv2.csv has no column `prompt_id`"),
+    ("geneval", "annotations_sdv2.csv", SDV2.replace("0_1,0,1,", "0_1,2,1,"), "annotations_sdv2.csv asks of prompt 2"),
+    ("geneval", "geneval_metadata.jsonl", "{", "geneval_metadata.jsonl, line 1 is no JSON"),
+])  # fmt: skip
+def test_a_published_set_that_is_not_as_published_is_named(tmp_path, name, file, text, message):
     globals()[name](tmp_path)
     (tmp_path / file).write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         human_votes.read(f"{name}:{tmp_path}")
 
 
 def test_agreement_closed_forms():
     """A score that orders as people do, one that does the opposite, one that is constant; equal values make no pair."""
-    table = pd.DataFrame(
-        {
-            "prompt": np.repeat([f"p{i}" for i in range(20)], 4),
-            "image": np.arange(80).astype(str),
-            "axis": "a",
-            "value": np.tile([1.0, 2, 3, 3], 20),
-        }
-    )
-    table["value"] += np.repeat(np.arange(20) * 10, 4)
-    found = lambda score: human_votes.agreement(table.assign(score=score)).set_index("measure")["mean"]
-    right, wrong, flat = found(table.value**3), found(-table.value), found(1.0)
-    assert right.pairs == 1 and right.spearman == pytest.approx(1) and wrong.pairs == 0 and wrong.spearman == pytest.approx(-1)
-    assert flat.pairs == 0.5
-    assert np.isnan(flat.spearman) and np.isnan(flat.tau_c)
-    assert right.tau_c == pytest.approx(stats.kendalltau(table.value, table.value, variant="c").statistic)
+    prompts = np.repeat([f"p{i}" for i in range(20)], 4)
+    value = np.tile([1.0, 2, 3, 3], 20) + np.repeat(np.arange(20) * 10, 4)
+    table = pd.DataFrame({"prompt": prompts, "image": np.arange(80).astype(str), "axis": "a", "value": value})
+    means = lambda score: human_votes.agreement(table.assign(score=score)).set_index("measure")["mean"]
+    same = means(table.value**3)
+    opposite = means(-table.value)
+    constant = means(1.0)
+    assert same.pairs == 1 and same.spearman == pytest.approx(1) and opposite.pairs == 0 and opposite.spearman == pytest.approx(-1)
+    assert constant.pairs == 0.5 and np.isnan(constant.spearman) and np.isnan(constant.tau_c)
+    assert same.tau_c == pytest.approx(stats.kendalltau(table.value, table.value, variant="c").statistic)
 
 
 def test_a_picture_is_no_pair_with_itself():
@@ -180,18 +160,12 @@ def test_a_picture_is_no_pair_with_itself():
 
 def test_agreement_covers_the_truth():
     """Scores with noise: a pair of values 1 apart with noise of standard deviation 1 in the score is ordered with Phi(1 / sqrt 2)."""
-    rng, inside = np.random.default_rng(0), 0
+    rng = np.random.default_rng(0)
+    prompts = np.repeat(np.arange(80), 2).astype(str)
+    table = pd.DataFrame({"prompt": prompts, "image": np.arange(160), "axis": "a", "value": np.tile([0.0, 1.0], 80)})
+    inside = 0
     for i in range(40):
-        value = np.tile([0.0, 1.0], 80)
-        table = pd.DataFrame(
-            {
-                "prompt": np.repeat(np.arange(80), 2).astype(str),
-                "image": np.arange(160),
-                "axis": "a",
-                "value": value,
-                "score": value + rng.normal(size=160),
-            }
-        )
+        table["score"] = table.value + rng.normal(size=160)
         row = human_votes.agreement(table, seed=i, resamples=60).set_index("measure").loc["pairs"]
         inside += row.low <= stats.norm.cdf(1 / 2**0.5) <= row.high
     assert inside >= 33 and row.n == 80

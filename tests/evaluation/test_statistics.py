@@ -16,7 +16,8 @@ def test_interval_covers_the_mean_as_often_as_it_says():
 
 def test_the_mean_is_that_of_the_rows():
     """One prompt with 40 rows, all right, and ten with one row each, all wrong: 40 of 50 rows, though 1 of 11 prompts."""
-    values, prompts = [1] * 40 + [0] * 10, ["a"] * 40 + [f"b{i}" for i in range(10)]
+    values = [1] * 40 + [0] * 10
+    prompts = ["a"] * 40 + [f"b{i}" for i in range(10)]
     found = statistics.bootstrap_ci(values, prompts)
     assert found["mean"] == 0.8 and found["n"] == 50 and found["groups"] == 11
     assert found["low"] == 0  # the one prompt need not be drawn
@@ -24,11 +25,14 @@ def test_the_mean_is_that_of_the_rows():
 
 def test_rows_of_one_prompt_are_no_independent_draws():
     """The interval over prompts holds the truth as often as it says; one that takes the rows for independent draws does not."""
-    rng, size, hits, naive = np.random.default_rng(1), 8, 0, 0
+    rng = np.random.default_rng(1)
+    prompts = np.repeat(np.arange(50), 8)
+    hits, naive = 0, 0
     for _ in range(300):
         skill = rng.beta(1, 1, 50)
-        values, prompts = (rng.random((50, size)) < skill[:, None]).ravel(), np.repeat(np.arange(50), size)
-        by_prompt, by_row = statistics.bootstrap_ci(values, prompts, resamples=400), statistics.bootstrap_ci(values, resamples=400)
+        values = (rng.random((50, 8)) < skill[:, None]).ravel()
+        by_prompt = statistics.bootstrap_ci(values, prompts, resamples=400)
+        by_row = statistics.bootstrap_ci(values, resamples=400)
         hits += by_prompt["low"] <= 0.5 <= by_prompt["high"]
         naive += by_row["low"] <= 0.5 <= by_row["high"]
     assert 0.9 <= hits / 300 <= 0.985 and naive / 300 < 0.85
@@ -48,8 +52,11 @@ def test_groups_keep_all_their_rows():
 
 def test_trainings_are_resampled_too():
     """Three trainings that differ, and prompts that do not: an interval over prompts alone has no width, over both it has theirs."""
-    skill, prompts, seeds = np.repeat([0.2, 0.5, 0.8], 30), np.tile(np.arange(30), 3), np.repeat([0, 1, 2], 30)
-    alone, both = statistics.bootstrap_ci(skill, prompts), statistics.bootstrap_ci(skill, prompts, seeds)
+    skill = np.repeat([0.2, 0.5, 0.8], 30)
+    prompts = np.tile(np.arange(30), 3)
+    seeds = np.repeat([0, 1, 2], 30)
+    alone = statistics.bootstrap_ci(skill, prompts)
+    both = statistics.bootstrap_ci(skill, prompts, seeds)
     assert alone["high"] - alone["low"] < 0.13 and (both["low"], both["high"]) == pytest.approx((0.2, 0.8))
     assert both["mean"] == pytest.approx(0.5) and both["groups"] == 30
 
@@ -87,10 +94,9 @@ def test_shapes_that_do_not_fit_are_refused():
         statistics.bootstrap_ci([1, 0, 1, 0], list("abcd"), [0, 1, 0, 1])
 
 
-def test_what_all_agrees_counts_groups_not_rows():
-    assert statistics.bootstrap_ci(np.ones(100), np.repeat(np.arange(5), 20))["low"] == pytest.approx(
-        statistics.bootstrap_ci(np.ones(5))["low"]
-    )
+def test_exact_bounds_count_groups_not_rows():
+    rows = statistics.bootstrap_ci(np.ones(100), np.repeat(np.arange(5), 20))
+    assert rows["low"] == pytest.approx(statistics.bootstrap_ci(np.ones(5))["low"])
 
 
 @pytest.mark.parametrize("values, groups, message", [
@@ -109,13 +115,13 @@ def test_what_has_no_interval_says_so(values, groups, message):
         statistics.metric_with_ci("clip_acc", values, groups)
 
 
-def test_an_interval_of_many_rows_is_drawn_in_parts():
+def test_an_interval_of_30000_rows_is_drawn_in_parts():
     values = np.random.default_rng(0).normal(size=30_000)
     draws = np.random.default_rng(0).integers(len(values), size=(1000, len(values)))
     assert statistics.bootstrap_ci(values)["low"] == pytest.approx(np.quantile(values[draws].mean(1), 0.025))
 
 
-def test_paired_differences():
+def test_a_permutation_test_of_known_differences():
     """Equal scores: 0 and p 1. A difference on every one of ten prompts: the smallest p that sign flips can give, 2 / 2^10."""
     a, prompts = np.arange(20.0), np.repeat(np.arange(10), 2)
     assert statistics.permutation_test(a, a, prompts)["p"] == 1 and statistics.permutation_test(a, a)["mean"] == 0
@@ -126,19 +132,16 @@ def test_paired_differences():
     assert 0.01 < np.mean(np.array(p) < 0.05) < 0.1  # as often as it says, where there is nothing
 
 
-def test_a_paired_difference_weighs_rows_as_its_mean_does():
+def test_a_permutation_test_weighs_rows_as_its_mean_does():
     """A prompt with many rows moves the mean of the rows, and the test with it."""
-    a, b, prompts = np.r_[np.ones(90), np.zeros(10)], np.r_[np.zeros(90), np.ones(10)], np.r_[np.zeros(90), np.arange(1, 11)]
-    assert statistics.permutation_test(a, b, prompts)["mean"] == pytest.approx(0.8)
-    assert (
-        statistics.permutation_test(a, b, prompts)["p"] == 1
-    )  # no flip of eleven signs gives a sum smaller than that of the one prompt less the ten
+    a = np.r_[np.ones(90), np.zeros(10)]
+    b = np.r_[np.zeros(90), np.ones(10)]
+    found = statistics.permutation_test(a, b, np.r_[np.zeros(90), np.arange(1, 11)])
+    assert found["mean"] == pytest.approx(0.8)
+    assert found["p"] == 1  # no flip of eleven signs gives a sum smaller than that of the one prompt less the ten
 
 
-def test_keyed_takes_rows_of_a_table():
-    assert statistics.ci_keys("x", {"mean": 1.0, "low": 0.0, "high": 2.0, "n": 3, "axis": "quality"}) == {
-        "x": 1.0,
-        "x_low": 0.0,
-        "x_high": 2.0,
-        "x_n": 3,
-    }
+def test_a_row_of_a_table_becomes_metric_keys():
+    row = {"mean": 1.0, "low": 0.0, "high": 2.0, "n": 3, "axis": "quality"}
+    assert statistics.ci_keys("x", row) == {"x": 1.0, "x_low": 0.0, "x_high": 2.0, "x_n": 3}
+    assert statistics.ci_keys("x", row | {"mean": float("nan"), "low": float("nan")}) == {"x_high": 2.0, "x_n": 3}

@@ -1,8 +1,8 @@
 """Pick-High's data: triplets I1 < I2 < I3, and all that makes them.
 
-`pairs` reads I1 < I2 and builds triplets from them, `triplets` writes and reads these, `parquet` knows their files. `refine` asks a refiner
-for prompts, through `chat` where it is an endpoint; `prompts` says when two are one. `published` reads Pick-High and Pick-a-Pic v2, from
-pickled tables by `frames`; `sources` reads datasets of pictures; `audit` looks for shortcuts that tell I3 apart."""
+`pairs` reads I1 < I2 and builds triplets from them, `triplets` writes and reads these, `parquet` reads their files. `refine` has the
+refiners of prompts and hard negatives, `chat` the requests to an endpoint; `prompts` says when two are one. `published` reads Pick-High
+and Pick-a-Pic v2, `frames` their pickled tables; `sources` reads datasets of pictures; `audit` finds shortcuts that tell I3 apart."""
 
 import lazy_loader
 

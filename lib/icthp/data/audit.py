@@ -1,25 +1,24 @@
-"""What predicts the better picture of a pair besides quality? Accuracies of classifiers that see one low-level cue only,
-before and after pictures were made alike in it, and on pairs into which nothing but that cue was planted."""
+"""What predicts the better picture of a pair besides quality? Accuracies of classifiers that see one low-level cue only, before and after
+the pair is matched in it, and on pairs that differ in nothing but that cue."""
 
+import io
+
+import numpy as np
+import pandas as pd
 from PIL import Image, ImageFilter
-from icthp.images import opened
-from icthp.images import to_image
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-import io
-import numpy as np
-import pandas as pd
 
-
+from icthp.images import opened, to_image
 
 CUES = ("format", "size", "bytes", "colour", "edges", "spectrum")
 RINGS = 8  # of spatial frequency, up to half a cycle a pixel
 
 
 def _image(content: bytes, size: int | None = None) -> Image.Image:
-    """In RGB, scaled to size x size unless it is so or size is None."""
+    """In RGB, of size x size (None: its own)."""
     image = to_image(io.BytesIO(content))
     return image if size is None or image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
 
@@ -28,13 +27,13 @@ def _pixels(content: bytes, size: int | None = None) -> np.ndarray:
     return np.asarray(_image(content, size), dtype=np.float64) / 255
 
 
-def _how(content: bytes) -> tuple[str, dict | None, tuple[int, int]]:
-    """How a picture is stored: its format, a JPEG's quantisation, its size."""
+def _storage(content: bytes) -> tuple[str, dict | None, tuple[int, int]]:
+    """How a picture is stored: its format, a JPEG's quantisation tables, (width, height)."""
     with opened(io.BytesIO(content)) as image:
         return image.format, getattr(image, "quantization", None), image.size
 
 
-def _encoded(image: Image.Image, format: str, **options) -> bytes:
+def _encode(image: Image.Image, format: str, **options) -> bytes:
     image.save(out := io.BytesIO(), format, **options)
     return out.getvalue()
 
@@ -46,13 +45,15 @@ def _rings(height: int, width: int) -> np.ndarray:
 
 
 def _ring_power(power: np.ndarray, rings: np.ndarray) -> np.ndarray:
+    """(RINGS + 1,) mean power in each ring."""
     return np.bincount(rings.ravel(), power.ravel(), RINGS + 1) / np.bincount(rings.ravel(), minlength=RINGS + 1).clip(1)
 
 
 def cues(content: bytes) -> dict[str, np.ndarray]:
-    """Low-level cues of one picture file: container format, size in pixels, bytes a pixel (log), colour moments, edge
-    strength, power spectrum in rings of frequency (log). ValueError for contents that cannot be read."""
-    format, pixels = _how(content)[0], _pixels(content)
+    """Low-level cues of one picture file: container format, size in pixels, log of the bytes a pixel, colour moments in [0, 1], edge
+    strength, log of the power spectrum in rings of frequency. ValueError for contents that cannot be read."""
+    format = _storage(content)[0]
+    pixels = _pixels(content)
     if min(pixels.shape[:2]) < 2:
         raise ValueError(f"cannot be audited: it has {pixels.shape[1]} x {pixels.shape[0]} pixels, and an edge needs two")
     grey = pixels.mean(2)
@@ -69,7 +70,7 @@ def cues(content: bytes) -> dict[str, np.ndarray]:
 
 
 def ranker():
-    """An unfitted logistic regression on differences of a pair's cues; it scales them, and has no intercept, so no side."""
+    """An unfitted logistic regression on differences of a pair's cues; it scales them, and has no intercept, so it favours no side."""
     return make_pipeline(StandardScaler(with_mean=False), LogisticRegression(fit_intercept=False, max_iter=2000))
 
 
@@ -84,28 +85,33 @@ def _all_cues(contents: list[bytes], side: str) -> list[dict[str, np.ndarray]]:
 
 
 def predict_better(worse: list[bytes], better: list[bytes], groups=None, folds: int = 5, seed: int = 0) -> dict[str, np.ndarray]:
-    """For each cue, and for "all" together, (n,) 1.0 where a logistic regression on the difference of the pair's cues,
-    trained on the other folds, names the better picture, 0.5 where it sees no difference. Chance is 0.5; the order inside
-    each pair is random. groups (n ids, e.g. prompts): those of one group are in one fold.
-    ValueError names a picture that cannot be read."""
+    """For each cue, and for "all" together, (n,) 1.0 where a logistic regression on the difference of the pair's cues, trained on the
+    other folds, names the better picture, 0.5 for equal cues. Chance is 0.5; the order inside each pair is random.
+
+    groups (n ids, e.g. prompts): those of one group are in one fold. ValueError names a picture that cannot be read."""
     ids = np.arange(len(worse)) if groups is None else pd.factorize(pd.Series(list(groups), dtype=object))[0]
     if len(worse) != len(better) or len(set(ids.tolist())) < folds or (ids < 0).any():
-        raise ValueError(
-            f"the audit needs pairs of at least {folds} groups, each pair with its group; there are {len(worse)} and {len(better)} pictures"
-        )
-    a, b = _all_cues(worse, "worse"), _all_cues(better, "better")
+        raise ValueError(f"the audit needs pairs of at least {folds} groups, each pair with its group; "
+                         f"there are {len(worse)} and {len(better)} pictures")  # fmt: skip
+    a = _all_cues(worse, "worse")
+    b = _all_cues(better, "better")
     sign = np.random.default_rng(seed).choice([-1, 1], len(a))
-    columns = {cue: np.stack([y[cue] - x[cue] for x, y in zip(a, b)]) * sign[:, None] for cue in CUES}
-    split = list(GroupKFold(folds).split(sign, groups=ids))
-    columns["all"] = np.concatenate(list(columns.values()), 1)
-    decide = lambda x: cross_val_predict(ranker(), x, sign, cv=split, method="decision_function") * sign
-    return {cue: (np.sign(decide(x)) + 1) / 2 for cue, x in columns.items()}
+    features = {cue: np.stack([y[cue] - x[cue] for x, y in zip(a, b)]) * sign[:, None] for cue in CUES}
+    features["all"] = np.concatenate(list(features.values()), 1)
+    folds_of_pairs = list(GroupKFold(folds).split(sign, groups=ids))
+    return {cue: _cross_validated(x, sign, folds_of_pairs) for cue, x in features.items()}
 
 
-# ---- controls: make two pictures alike in a cue ----------------------------------------------------------------
+def _cross_validated(features: np.ndarray, sign: np.ndarray, folds: list) -> np.ndarray:
+    """(n,) 1 if the ranker that was fitted on the other folds has the sign of the pair, 0.5 for a decision of 0, else 0."""
+    decision = cross_val_predict(ranker(), features, sign, cv=folds, method="decision_function") * sign
+    return (np.sign(decision) + 1) / 2
 
 
-def _same_colour(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+# ---- controls: match two pictures in a cue ----------------------------------------------------------------------
+
+
+def _match_colour(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both get the pair's mean of their channels' means and deviations."""
     mean, std = ((f(x, (0, 1)) + f(y, (0, 1))) / 2 for f in (np.mean, np.std))
     return tuple((p - p.mean((0, 1))) / p.std((0, 1)).clip(1e-6) * std + mean for p in (x, y))
@@ -114,29 +120,30 @@ def _same_colour(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 _PLANES = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / 3  # grey, on which the cue is measured, and two of colour
 
 
-def _same_spectrum(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _match_spectrum(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both get the pair's geometric mean of the power in each ring of frequency, plane by plane."""
-    rings, planes = _rings(*x.shape[:2]), [p @ _PLANES.T for p in (x, y)]
+    rings = _rings(*x.shape[:2])
+    planes = [p @ _PLANES.T for p in (x, y)]
     means = [p.mean((0, 1)) for p in planes]
-    waves = [np.fft.rfft2(p - mean, axes=(0, 1)) for p, mean in zip(planes, means)]
+    spectra = [np.fft.rfft2(p - mean, axes=(0, 1)) for p, mean in zip(planes, means)]
     for c in range(3):
-        power = [_ring_power(np.abs(wave[..., c]) ** 2, rings) + 1e-9 for wave in waves]
-        for wave, own in zip(waves, power):
-            wave[..., c] *= ((power[0] * power[1]) ** 0.25 / own**0.5)[rings]
-    back = [np.fft.irfft2(wave, s=x.shape[:2], axes=(0, 1)) + mean for wave, mean in zip(waves, means)]
-    return tuple(p @ np.linalg.inv(_PLANES).T for p in back)
+        powers = [_ring_power(np.abs(spectrum[..., c]) ** 2, rings) + 1e-9 for spectrum in spectra]
+        for spectrum, power in zip(spectra, powers):
+            spectrum[..., c] *= ((powers[0] * powers[1]) ** 0.25 / power**0.5)[rings]
+    planes = [np.fft.irfft2(spectrum, s=x.shape[:2], axes=(0, 1)) + mean for spectrum, mean in zip(spectra, means)]
+    return tuple(p @ np.linalg.inv(_PLANES).T for p in planes)
 
 
-CONTROLS = {"colour": _same_colour, "spectrum": _same_spectrum}
+CONTROLS = {"colour": _match_colour, "spectrum": _match_spectrum}
 
 
 def same_encoding(content: bytes, size: int | None = None) -> bytes:
-    """A picture as a JPEG of quality 75, as the official I1 and I2 are, and of size x size (None: its own). What is one
-    already stays as it is: a second compression would leave a trace of itself."""
-    format, quantization, own = _how(content)
-    again = _encoded(_image(content, size), "JPEG", quality=75)
-    is_one = format == "JPEG" and quantization == _how(again)[1]
-    return content if is_one and (size is None or own == (size, size)) else again
+    """A picture as a JPEG of quality 75, as the official I1 and I2 are, and of size x size (None: its own). JPEG-75 files of that size are
+    returned unchanged: a second compression would leave a trace of itself. ValueError for contents that cannot be read."""
+    format, quantization, own_size = _storage(content)
+    encoded = _encode(_image(content, size), "JPEG", quality=75)
+    is_jpeg_75 = format == "JPEG" and quantization == _storage(encoded)[1]
+    return content if is_jpeg_75 and (size is None or own_size == (size, size)) else encoded
 
 
 def match_pair(first: bytes, second: bytes, size: int | None = None, controls=()) -> tuple[bytes, bytes]:
@@ -147,20 +154,20 @@ def match_pair(first: bytes, second: bytes, size: int | None = None, controls=()
     pixels = [_pixels(content, size) for content in (first, second)]
     for name in controls:
         pixels = CONTROLS[name](*pixels)
-    return tuple(_encoded(Image.fromarray((p.clip(0, 1) * 255).round().astype(np.uint8)), "PNG") for p in pixels)
+    return tuple(_encode(Image.fromarray((p.clip(0, 1) * 255).round().astype(np.uint8)), "PNG") for p in pixels)
 
 
-# ---- plants: a picture that differs in one cue and in nothing else ----------------------------------------------
+# ---- perturbations: a picture that differs in one cue and in nothing else ---------------------------------------
 
 PERTURBATIONS = {
-    "format": lambda image: _encoded(image, "PNG"),
-    "size": lambda image: _encoded(image.resize([3 * s // 2 for s in image.size], Image.Resampling.BICUBIC), "JPEG", quality=75),
-    "colour": lambda image: _encoded(Image.eval(image, lambda v: min(255, v + 24)), "JPEG", quality=75),
-    "spectrum": lambda image: _encoded(image.filter(ImageFilter.UnsharpMask(1, 60, 0)), "JPEG", quality=75),
+    "format": lambda image: _encode(image, "PNG"),
+    "size": lambda image: _encode(image.resize([3 * s // 2 for s in image.size], Image.Resampling.BICUBIC), "JPEG", quality=75),
+    "colour": lambda image: _encode(Image.eval(image, lambda v: min(255, v + 24)), "JPEG", quality=75),
+    "spectrum": lambda image: _encode(image.filter(ImageFilter.UnsharpMask(1, 60, 0)), "JPEG", quality=75),
 }
 
 
 def perturb(content: bytes, cue: str) -> tuple[bytes, bytes]:
-    """A picture as a JPEG of quality 75, and the same one with nothing but the cue changed."""
+    """A picture as a JPEG of quality 75, and the same one with nothing but the cue (a name of PERTURBATIONS) changed."""
     image = _image(content)
-    return _encoded(image, "JPEG", quality=75), PERTURBATIONS[cue](image)
+    return _encode(image, "JPEG", quality=75), PERTURBATIONS[cue](image)

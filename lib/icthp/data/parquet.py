@@ -1,54 +1,61 @@
 """Tables of pictures in parquet files, whoever wrote them (datasets, pandas, DuckDB, polars, pyarrow) and however the Hub lays them out."""
 
+import re
+import tempfile
 from collections.abc import Callable, Iterator
-from datasets.fingerprint import generate_random_fingerprint
-from icthp.images import decode_error
 from pathlib import Path
+
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import re
-import tempfile
+from datasets.fingerprint import generate_random_fingerprint
 
-
+from icthp.images import decode_error
 
 BATCH = 64  # rows in memory at a time
 
 
 def shards(folder, split: str, remedy: str) -> list[str]:
     """The files of a split, in order: {split}.parquet or its shards, in `folder` or folder/data, or all files of a folder that has the
-    split's name. FileNotFoundError says `remedy` where there are none, or fewer than their own names count."""
-    folder, named = Path(folder), _named(split)
-    own = lambda place: of_split(place, split)
-    all_in = lambda place: [p for p in sorted((place / split).glob("*.parquet")) if not p.name.startswith(".")]
-    places = folder / "data", folder / "default"  # "default": of a data set without configurations, as the Hub converts it
-    files = own(folder) or own(folder / "data") or next(filter(None, map(all_in, (folder, *places))), [])
+    split's name. FileNotFoundError says `remedy` if all are missing, or some by the count in their names."""
+    folder = Path(folder)
+    files = _find(folder, split)
     if not files:
         raise FileNotFoundError(f"{folder / split}.parquet is missing: {remedy}")
-    sets = {(found[1] is not None, found[3]) for p in files if (found := named.fullmatch(p.stem))}
-    if len(sets) > 1:
+    matches = [match for p in files if (match := _shard_name(split).fullmatch(p.stem))]
+    if len({(match[1] is None, match[3]) for match in matches}) > 1:
         raise ValueError(f"{files[0].parent} holds files of {split} of two writings, {files[0].name} and {files[-1].name}: keep one set")
-    count = max((int(found[3]) for p in files if (found := named.fullmatch(p.stem)) and found[3]), default=0)
+    count = max((int(match[3]) for match in matches if match[3]), default=0)
     if len(files) < count:
         raise FileNotFoundError(f"{folder} has {len(files)} of the {count} files of {split}: {remedy}")
     return list(map(str, files))
 
 
+def _find(folder: Path, split: str) -> list[Path]:
+    if files := of_split(folder, split) or of_split(folder / "data", split):
+        return files
+    for place in (folder, folder / "data", folder / "default"):  # "default": of a data set without configurations, as the Hub converts it
+        if files := [p for p in sorted((place / split).glob("*.parquet")) if not p.name.startswith(".")]:
+            return files
+    return []
+
+
 def of_split(folder: Path, split: str) -> list[Path]:
     """The files in a folder that bear the split's name, in order."""
-    return [p for p in sorted(folder.glob("*.parquet")) if _named(split).fullmatch(p.stem)]
+    return [p for p in sorted(folder.glob("*.parquet")) if _shard_name(split).fullmatch(p.stem)]
 
 
-def _named(split: str) -> re.Pattern:
+def _shard_name(split: str) -> re.Pattern:
+    """Groups: 1 what follows the split's name, 3 the number of shards that the name counts."""
     return re.compile(rf"{re.escape(split)}(-\d+(-of-(\d+).*)?)?")
 
 
 def check_columns(files: list[str], names, remedy: str) -> None:
     """ValueError for a file that has not all of these columns; it says `remedy`."""
     for file in files:
-        there = _open(file).schema_arrow.names
-        if missing := [name for name in names if name not in there]:
+        present = _open(file).schema_arrow.names
+        if missing := [name for name in names if name not in present]:
             raise ValueError(f"{file} has no column {', '.join(missing)}; {remedy}")
 
 
@@ -74,11 +81,15 @@ def read(files: list[str], features: datasets.Features, *, needed=(), count: int
 def _batches(files: list[str], features: datasets.Features, needed, count: int, defaults: dict) -> Iterator[pa.RecordBatch]:
     start = 0
     for file in files:
-        there = set(_open(file).schema_arrow.names)
-        for number, batch in _rows(file, [name for name in features if name in there]):
+        present = set(_open(file).schema_arrow.names)
+        for row, batch in _rows(file, [name for name in features if name in present]):
             batch = batch.slice(0, count - start) if count else batch
-            columns = [_column(file, name, batch[name], feature, number, name in needed) if name in there
-                       else pa.array(defaults[name](start, len(batch)), feature.pa_type) for name, feature in features.items()]  # fmt: skip
+            columns = []
+            for name, feature in features.items():
+                if name in present:
+                    columns.append(_column(file, name, batch[name], feature, row, name in needed))
+                else:
+                    columns.append(pa.array(defaults[name](start, len(batch)), feature.pa_type))
             yield pa.RecordBatch.from_arrays(columns, schema=features.arrow_schema)
             start += len(batch)
             if count and start == count:
@@ -94,7 +105,8 @@ def _open(file: str) -> pq.ParquetFile:
 
 def _rows(file: str, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
     """(first row, rows), a batch at a time."""
-    batches, start = _open(file).iter_batches(BATCH, columns=columns), 0
+    batches = _open(file).iter_batches(BATCH, columns=columns)
+    start = 0
     while True:
         try:
             batch = next(batches, None)
@@ -108,10 +120,11 @@ def _rows(file: str, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]
 
 def _column(file: str, name: str, values: pa.Array, feature, start: int, needed: bool) -> pa.Array:
     """The values as the feature's type; `start`: the row of the first."""
+    is_picture = isinstance(feature, datasets.Image)
     try:
-        out = _pictures(values) if isinstance(feature, datasets.Image) else values.cast(feature.pa_type)
+        out = _pictures(values) if is_picture else values.cast(feature.pa_type)
     except (pa.ArrowException, TypeError) as error:
-        wanted = "pictures" if isinstance(feature, datasets.Image) else str(feature.pa_type)
+        wanted = "pictures" if is_picture else str(feature.pa_type)
         rows = f"in rows {start} to {start + len(values) - 1}"
         raise ValueError(f"{file}: column {name} holds {values.type} {rows} that cannot become {wanted}: {error}") from error
     if needed and (row := out.is_null().index(True).as_py()) >= 0:
@@ -121,7 +134,8 @@ def _column(file: str, name: str, values: pa.Array, feature, start: int, needed:
 
 def _pictures(values: pa.Array) -> pa.Array:
     """As datasets.Image() stores them. A path without contents is null: a table may not name any file of this machine."""
-    kind, path = values.type, pa.nulls(len(values), pa.string())
+    kind = values.type
+    path = pa.nulls(len(values), pa.string())
     if pa.types.is_struct(kind) and "bytes" in kind.names:
         path = pc.struct_field(values, "path").cast(pa.string()) if "path" in kind.names else path
         values = pc.struct_field(values, "bytes")
@@ -143,11 +157,21 @@ def as_files(rows: datasets.Dataset) -> datasets.Dataset:
 
 def picture_columns(rows: datasets.Dataset) -> list[str]:
     """The columns of pictures, also of a table that does not say so."""
-    plain = lambda f: isinstance(f, dict) and "bytes" in f or getattr(f, "dtype", "") in ("binary", "large_binary")
-    return [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image) or plain(feature)]
+    return [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image) or _holds_bytes(feature)]
+
+
+def _holds_bytes(feature) -> bool:
+    return isinstance(feature, dict) and "bytes" in feature or getattr(feature, "dtype", "") in ("binary", "large_binary")
 
 
 def unreadable(rows: datasets.Dataset) -> list[str]:
     """For each row why one of its pictures cannot be read, "" if all can."""
-    names, files = picture_columns(rows), as_files(rows)
-    return [next((f"{name} {why}" for name in names if (why := decode_error((row[name] or {}).get("bytes")))), "") for row in files]
+    names = picture_columns(rows)
+    return [_first_decode_error(row, names) for row in as_files(rows)]
+
+
+def _first_decode_error(row: dict, names: list[str]) -> str:
+    for name in names:
+        if error := decode_error((row[name] or {}).get("bytes")):
+            return f"{name} {error}"
+    return ""

@@ -2,17 +2,17 @@
 this machine. Each reader yields rows as it goes and puts those it leaves out, with the reason, into `rejects`."""
 
 from collections.abc import Iterator
+from itertools import count
+from numbers import Real
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from icthp.data import frames
 from icthp.data.parquet import shards
 from icthp.data.triplets import label_error
 from icthp.images import decode_error
-from itertools import count
-from numbers import Real
-from pathlib import Path
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-
 
 # ---- the official release ---------------------------------------------------------------------------------------
 
@@ -35,35 +35,39 @@ def read_pick_high(folder, split: str, rejects: list[dict]) -> Iterator[dict]:
     for i, cells in enumerate(zip(*columns.values())):
         row = dict(zip(COLUMNS.values(), cells))
         row |= {name: _contents(Path(folder) / place / split, row[name]) for name, place in PLACES.items()}
-        if reason := _reason(row, ("easy_prompt", "refined_prompt"), PLACES) or label_error(row):
+        if reason := _row_error(row, ("easy_prompt", "refined_prompt"), PLACES) or label_error(row):
             rejects.append({"source": "pick_high", "split": split, "prompt_id": i, "reason": reason})
         else:
             yield row | {name: float(row[name]) for name in ("E1", "E2", "R1", "R2")} | {"prompt_id": i, "split": split} | ORIGIN
 
 
 def _contents(folder: Path, name) -> dict:
-    """{"bytes", "path": None} of folder / name; no bytes but "trouble" for a name that leads nowhere or out of it."""
-    trouble, contents = f"{str(name)[:200]!r} is missing in {folder}", None
+    """{"bytes", "path": None} of folder / name; for a name that leads nowhere or out of it no bytes, but the "error"."""
+    error = f"{str(name)[:200]!r} is missing in {folder}"
+    contents = None
     try:
         path = folder / str(name).replace("\0", "?")
         if not path.resolve().is_relative_to(folder.resolve()):
-            trouble = f"{name!r} leads outside {folder}; the table may be hostile"
+            error = f"{name!r} leads outside {folder}; the table may be hostile"
         elif path.is_file():
-            contents, trouble = path.read_bytes(), ""
+            contents = path.read_bytes()
+            error = ""
     except (OSError, ValueError):  # too long a name, or half a character in it
         pass
-    return {"bytes": contents, "path": None} | ({"trouble": trouble} if trouble else {})
+    return {"bytes": contents, "path": None} | ({"error": error} if error else {})
 
 
-def _reason(row: dict, prompts, pictures) -> str:
+def _row_error(row: dict, prompts, pictures) -> str:
     """Why a row is left out, "" if it is not."""
-    words = {name: "is empty" if not isinstance(row[name], str) or not row[name].strip() else _half(row[name]) for name in prompts}
-    trouble = {name: row[name].pop("trouble", "") or decode_error(row[name]["bytes"]) for name in pictures}
-    return "; ".join(f"{name} {why}" for name, why in (words | trouble).items() if why)
+    errors = {name: _text_error(row[name]) for name in prompts}
+    errors |= {name: row[name].pop("error", "") or decode_error(row[name]["bytes"]) for name in pictures}
+    return "; ".join(f"{name} {error}" for name, error in errors.items() if error)
 
 
-def _half(text: str) -> str:
+def _text_error(text) -> str:
     """A pickle can hold half a character (a lone surrogate); no file of text can."""
+    if not isinstance(text, str) or not text.strip():
+        return "is empty"
     return "holds half a character" if any("\ud800" <= c <= "\udfff" for c in text) else ""
 
 
@@ -73,23 +77,24 @@ PICKAPIC = ("caption", "jpg_0", "jpg_1", "label_0", "label_1", "has_label", "mod
 
 
 def read_pickapic(folder, split: str, rejects: list[dict], batch: int = 64) -> Iterator[dict]:
-    """Rows of PAIRS from a folder of Pick-a-Pic v2, {split}-*.parquet in it or in its data/: the picture that won is I2.
+    """Rows of PAIRS from a folder of Pick-a-Pic v2, {split}-*.parquet in it or in its data/: the chosen picture is I2.
 
     prompt_id is the row's number in the split. Rows without a vote, ties, empty prompts, labels of another type and pictures that are
     no bytes or cannot be read are left out. FileNotFoundError or ValueError names a folder or file that is no part of it."""
     files = map(Path, shards(folder, split, "the folder should be a download of Pick-a-Pic v2"))
     number = count()
     for row in (row for path in files for row in _rows(path, batch)):
-        i, reason = next(number), _vote(row)
+        i = next(number)
+        reason = _vote_error(row)
         pair = {} if reason else _pair(row)
-        if reason := reason or _reason(pair, ("easy_prompt",), ("image_1", "image_2")):
+        if reason := reason or _row_error(pair, ("easy_prompt",), ("image_1", "image_2")):
             rejects.append({"source": "pairs", "split": split, "prompt_id": i, "reason": reason})
         else:
             yield pair | {"prompt_id": i}
 
 
 def _rows(path: Path, batch: int) -> Iterator[dict]:
-    """A shard's rows, a few in memory; ValueError names one that is broken or lacks a column."""
+    """A shard's rows, `batch` in memory; ValueError names one that cannot be read or lacks a column."""
     try:
         table = pq.ParquetFile(path)
         names = table.schema_arrow.names
@@ -101,7 +106,8 @@ def _rows(path: Path, batch: int) -> Iterator[dict]:
         raise ValueError(f"{path} is no shard of Pick-a-Pic v2 that can be read; download it again: {error}") from error
 
 
-def _vote(row: dict) -> str:
+def _vote_error(row: dict) -> str:
+    """Why a row has no winner, "" if it has one."""
     labels = [row["label_0"], row["label_1"]]
     if row["has_label"] is None or row["has_label"] in (False, 0):
         return "no vote"
@@ -111,15 +117,18 @@ def _vote(row: dict) -> str:
 
 
 def _pair(row: dict) -> dict:
-    won = 0 if row["label_0"] == 1 else 1
-    sides = {1: 1 - won, 2: won}
-    pictures = {f"image_{i}": _picture(row[f"jpg_{k}"]) for i, k in sides.items()}
-    models = {f"source_{i}": row[f"model_{k}"] or "unknown" for i, k in sides.items()}
-    return {"easy_prompt": row["caption"], **pictures, **{name: str(model) for name, model in models.items()}}
+    """image_1, source_1 of the rejected picture, image_2, source_2 of the chosen one."""
+    chosen = 0 if row["label_0"] == 1 else 1
+    rejected = 1 - chosen
+    pair = {"easy_prompt": row["caption"]}
+    for i, side in ((1, rejected), (2, chosen)):
+        pair[f"image_{i}"] = _picture(row[f"jpg_{side}"])
+        pair[f"source_{i}"] = str(row[f"model_{side}"] or "unknown")
+    return pair
 
 
 def _picture(value) -> dict:
     """A file's bytes, as they are or as `datasets` wraps them; a path is not followed, for it could lead anywhere."""
     contents = value.get("bytes") if isinstance(value, dict) else value
-    trouble = {} if contents is None or isinstance(contents, bytes) else {"trouble": "is no bytes of a file"}
-    return {"bytes": contents, "path": None} | trouble
+    is_readable = contents is None or isinstance(contents, bytes)
+    return {"bytes": contents, "path": None} | ({} if is_readable else {"error": "is no bytes of a file"})

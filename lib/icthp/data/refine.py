@@ -1,21 +1,19 @@
-"""Refined prompts: everything the easy prompt fixes is kept, the rest is said. A refiner is a function from prompts to
-an iterator of answers in the same order, "" where it has none; `stored` keeps each answer as it comes, `problem` judges it."""
+"""Refined prompts: all that the easy prompt fixes is kept, the rest is added. A refiner is a function from prompts to an iterator of
+answers in the same order, "" for a prompt without one; `cached` keeps each answer as it comes, `refinement_error` checks it."""
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from icthp.data import chat
-from icthp.data.prompts import same_prompt
-from pathlib import Path
 import hashlib
 import json
 import os
 import random
 import re
-import torch
 import unicodedata
 import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-
+from icthp.data import chat
+from icthp.data.prompts import same_prompt
 
 INSTRUCTION = (
     "You prepare prompts for an image generator. Reason first, briefly, in this order. Subject: which objects, attributes, counts and "
@@ -30,12 +28,13 @@ def transformers_model(prompts: list[str], model: str, seed: int = 0, max_new_to
     fails on gets "", and a warning at the end names it."""
     from transformers import pipeline, set_seed
 
-    chatting, failed = pipeline("text-generation", model=model), []
+    generate = pipeline("text-generation", model=model)
+    failed = []
     for prompt in prompts:
         set_seed(seed)
         try:
-            said = chatting(_messages(prompt), max_new_tokens=max_new_tokens, return_full_text=False)
-            refined = sentence(said[0]["generated_text"])
+            outputs = generate(_messages(prompt), max_new_tokens=max_new_tokens, return_full_text=False)
+            refined = extract_prompt(outputs[0]["generated_text"])
         except Exception as error:  # of whatever kind: too long a prompt, a full memory; the next one may fit
             refined = ""
             failed.append((prompt, error))
@@ -44,7 +43,7 @@ def transformers_model(prompts: list[str], model: str, seed: int = 0, max_new_to
 
 
 class Refused(str):
-    """The empty answer to a prompt that a content policy refuses, the one empty answer that `stored` keeps."""
+    """The empty answer to a prompt that a content policy refuses, the one empty answer that `cached` keeps."""
 
 
 def endpoint(
@@ -52,66 +51,91 @@ def endpoint(
     key_variable: str = "OPENAI_API_KEY", tries: int = 3
 ) -> Iterator[str]:  # fmt: skip
     """Any OpenAI-compatible endpoint (`url` ends before /chat/completions), `workers` requests at a time; the key is read
-    from the environment. A request takes `timeout` seconds at most as a whole; a busy server is waited for (`chat.answer`); an
+    from the environment. A request takes `timeout` seconds at most as a whole; a busy server is waited for (`chat.ask`); an
     answer without a sentence, whatever it is instead, is asked for again, `tries` times in all. Then "" is given (Refused where the
-    content policy refuses), the others go on, and a warning at the end names the prompts. RuntimeError, after all answers so far: a
-    key, model or account that is refused, a host out of reach, more than `tokens` tokens (0: no limit) spent. ValueError: no url."""
-    place, spent, failed = chat.host(url, key_variable), [], []
+    content policy refuses), the others go on, and a warning at the end names the prompts.
 
-    def attempt(prompt: str) -> str | Exception:
-        question, why = {"model": model, "messages": _messages(prompt)}, ""
-        for _ in range(tries):
-            if tokens and sum(spent) > tokens:
-                return chat.Stopped(f"{sum(spent)} tokens are spent, the limit is {tokens}; answers are kept: raise it and run again")
-            try:
-                answer, why = chat.answer(place, question, timeout)
-            except (chat.Failed, chat.Stopped) as error:
-                return error
-            if answer is not None:
-                spent.append(chat.tokens(answer, question))
-                if chat.refused(answer):
-                    return Refused()
-                if (refined := sentence(chat.text(answer))) and not _tells(refined, place.key):
-                    return refined
-        return chat.Failed(why or "its answers hold no sentence")
-
+    RuntimeError, after all answers so far: a key, model or account that is refused, a host out of reach, more than `tokens` tokens
+    (0: no limit) spent. ValueError: no url."""
+    client = _Client(chat.open_endpoint(url, key_variable), model, tokens, timeout, tries)
+    failed = []
     with ThreadPoolExecutor(workers) as pool:
-        for i in range(0, len(prompts), workers):  # at most one round is lost by a kill
-            for prompt, answer in zip(prompts[i : i + workers], pool.map(attempt, prompts[i : i + workers])):
+        for start in range(0, len(prompts), workers):  # at most one round is lost by a kill
+            batch = prompts[start : start + workers]
+            for prompt, answer in zip(batch, pool.map(client.refine, batch)):
                 failed += [(prompt, answer)] if isinstance(answer, Exception) else []
                 yield "" if isinstance(answer, Exception) else answer
-            if stopped := [why for _, why in failed if isinstance(why, chat.Stopped)]:
-                raise chat.Stopped(str(stopped[0])) from None
-    _warn(failed, len(prompts), place.url)
+            if fatal := [error for _, error in failed if isinstance(error, chat.EndpointError)]:
+                raise chat.EndpointError(str(fatal[0])) from None
+    _warn(failed, len(prompts), client.endpoint.url)
 
 
-def _tells(refined: str, key: str) -> bool:
+class _Client:
+    """Asks an endpoint for one prompt at a time; all threads spend from the same `tokens` (0: no limit)."""
+
+    def __init__(self, endpoint: chat.Endpoint, model: str, tokens: int, timeout: float, tries: int):
+        self.endpoint = endpoint
+        self.model = model
+        self.tokens = tokens
+        self.timeout = timeout
+        self.tries = tries
+        self.spent = []
+
+    def refine(self, prompt: str) -> str | Exception:
+        """The refined prompt, or the error for which there is none."""
+        request = {"model": self.model, "messages": _messages(prompt)}
+        reason = ""
+        for _ in range(self.tries):
+            if self.tokens and sum(self.spent) > self.tokens:
+                return self._out_of_tokens()
+            try:
+                answer, reason = chat.ask(self.endpoint, request, self.timeout)
+            except (chat.RequestError, chat.EndpointError) as error:
+                return error
+            if answer is None:
+                continue
+            self.spent.append(chat.total_tokens(answer, request))
+            if chat.is_refused(answer):
+                return Refused()
+            refined = extract_prompt(chat.answer_text(answer))
+            if refined and not _leaks(refined, self.endpoint.key):
+                return refined
+        return chat.RequestError(reason or "its answers hold no sentence")
+
+    def _out_of_tokens(self) -> chat.EndpointError:
+        spent = sum(self.spent)
+        return chat.EndpointError(f"{spent} tokens are spent, the limit is {self.tokens}; answers are kept: raise it and run again")
+
+
+def _leaks(refined: str, key: str) -> bool:
     """Does an answer give the key away? The short ones are words that local servers are content with, such as "EMPTY"."""
     return len(key) >= 8 and key in refined
 
 
-def _warn(failed: list[tuple[str, Exception]], count: int, who: str) -> None:
+def _warn(failed: list[tuple[str, Exception]], count: int, source: str) -> None:
     if failed:
-        named = "; ".join(f"{prompt[:60]!r} ({why})" for prompt, why in failed[:5]) + ("; ..." if len(failed) > 5 else "")
-        warnings.warn(f"{len(failed)} of {count} prompts got no answer from {who}; the next run asks again: {named}", stacklevel=2)
+        examples = "; ".join(f"{prompt[:60]!r} ({error})" for prompt, error in failed[:5]) + ("; ..." if len(failed) > 5 else "")
+        warnings.warn(f"{len(failed)} of {count} prompts got no answer from {source}; the next run asks again: {examples}", stacklevel=2)
 
 
 def _messages(prompt: str) -> list[dict]:
     return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": prompt}]
 
 
-_TAIL = 20_000  # letters of an answer that are looked at: the sentence stands at its end
+_TAIL = 20_000  # letters of an answer that are searched: the sentence stands at its end
 
 
-def sentence(answer: str) -> str:
-    """The prompt in the last JSON object of an answer that has one as text, "" where there is none: cut short, no JSON, no text, or half
-    a character in it, which no file of text can hold."""
-    answer, at, found = answer[-_TAIL:], 0, ""
-    while (at := answer.find("{", at)) >= 0:
+def extract_prompt(answer: str) -> str:
+    """The text `prompt` of the last JSON object of an answer that has one. "" if there is none: an answer cut short, no JSON, no text,
+    or half a character in it, which no file of text can hold."""
+    answer = answer[-_TAIL:]
+    start = 0
+    found = ""
+    while (start := answer.find("{", start)) >= 0:
         try:
-            value, at = json.JSONDecoder().raw_decode(answer, at)
+            value, start = json.JSONDecoder().raw_decode(answer, start)
         except (ValueError, RecursionError):  # a number of more than 4,300 digits is a ValueError too
-            at += 1
+            start += 1
             continue
         found = _one_line(value.get("prompt")) or found
     return found
@@ -124,23 +148,31 @@ def _one_line(text) -> str:
     return " ".join(text.split())
 
 
+# ---- the cache --------------------------------------------------------------------------------------------------
+
+
 def cached(prompts: list[str], refiner: Callable[[list[str]], Iterable[str]], path, recipe: str) -> list[str]:
     """refiner(prompts), but each different prompt is asked once and never again: answers are appended to the file `path`
-    as they come, under a digest of `recipe` (name the model) and prompt. What is not there whole is asked again: a line that a kill or a
+    as they come, under a digest of `recipe` (name the model) and prompt. Asked again is what lies there in part: a line that a kill or a
     full disk has cut, an empty answer that is not Refused. OSError names `path` where the disk fails; ValueError a refiner that gives
     fewer answers than prompts."""
     path = Path(path)
-    digest = lambda prompt: hashlib.sha256(json.dumps([recipe, INSTRUCTION, prompt]).encode()).hexdigest()
-    known = dict(_lines(path))
-    missing = [p for p in dict.fromkeys(prompts) if digest(p) not in known]
+    keys = {prompt: _key(recipe, prompt) for prompt in prompts}
+    answers = dict(_read_answers(path))
+    missing = [prompt for prompt, key in keys.items() if key not in answers]
     for refined, prompt in zip(refiner(missing) if missing else (), missing):  # the refiner first, so that it comes to its end
-        known[digest(prompt)] = refined if _one_line(refined) else ""
-        if known[digest(prompt)] or isinstance(refined, Refused):
-            row = {"key": digest(prompt), "easy": prompt, "refined": refined} | ({} if refined else {"refused": True})
+        answers[keys[prompt]] = refined if _one_line(refined) else ""
+        if answers[keys[prompt]] or isinstance(refined, Refused):
+            row = {"key": keys[prompt], "easy": prompt, "refined": refined} | ({} if refined else {"refused": True})
             _append(path, f"\n{json.dumps(row)}".encode())  # after a cut line too
-    if lost := [p for p in missing if digest(p) not in known]:
-        raise ValueError(f"the refiner gave {len(missing) - len(lost)} answers to {len(missing)} prompts: {lost[0][:60]!r} has none")
-    return [known[digest(p)] for p in prompts]
+    if unanswered := [prompt for prompt in missing if keys[prompt] not in answers]:
+        raise ValueError(f"the refiner gave {len(missing) - len(unanswered)} answers to {len(missing)} prompts: "
+                         f"{unanswered[0][:60]!r} has none")  # fmt: skip
+    return [answers[keys[prompt]] for prompt in prompts]
+
+
+def _key(recipe: str, prompt: str) -> str:
+    return hashlib.sha256(json.dumps([recipe, INSTRUCTION, prompt]).encode()).hexdigest()
 
 
 def _append(path: Path, line: bytes) -> None:
@@ -156,7 +188,8 @@ def _append(path: Path, line: bytes) -> None:
         os.close(file)
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
+def _read_answers(path: Path) -> Iterator[tuple[str, str]]:
+    """(key, refined prompt) of each whole line."""
     for line in path.read_bytes().split(b"\n") if path.exists() else ():
         try:
             row = json.loads(line)
@@ -169,15 +202,15 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 
 # ---- checks -----------------------------------------------------------------------------------------------------
 
-_SMALL = set("a an the this that some of in on at by to with for from and or is are be it its as".split())
+_STOP_WORDS = set("a an the this that some of in on at by to with for from and or is are be it its as".split())
 
 
 def content_words(prompt: str) -> set[str]:
-    """The words of a prompt that name something, as they are read, without a plural's s."""
-    return {w[:-1] if len(w) > 3 and w.endswith("s") else w for w in re.findall(r"\w+", same_prompt(prompt))} - _SMALL
+    """The words of a prompt that name something, as CLIP's tokenizer reads them (`same_prompt`), without a plural's s."""
+    return {w[:-1] if len(w) > 3 and w.endswith("s") else w for w in re.findall(r"\w+", same_prompt(prompt))} - _STOP_WORDS
 
 
-def _latin(text: str) -> float:
+def _latin_fraction(text: str) -> float:
     letters = [c for c in text if c.isalpha()]
     return sum("LATIN" in unicodedata.name(c, "") for c in letters) / max(1, len(letters))
 
@@ -190,37 +223,45 @@ def refinement_error(easy: str, refined: str, fits: Callable[[str], bool]) -> st
         "easy prompt too long": not fits(easy),
         "too long": not fits(refined),
         "a unit is lost": not content_words(easy) <= content_words(refined),
-        "another script": _latin(easy) > 0.9 > _latin(refined),
+        "another script": _latin_fraction(easy) > 0.9 > _latin_fraction(refined),
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def refinement_errors(easy: list[str], refined: list[str], fits: Callable[[str], bool]) -> list[str]:
-    """`problem` of each pair; one refined prompt for two different easy ones, as they are read, is a duplicate after the first."""
-    first = {}
-    same = [first.setdefault(same_prompt(r), same_prompt(e)) != same_prompt(e) for e, r in zip(easy, refined)]
-    return [refinement_error(e, r, fits) or ("duplicate" if d else "") for e, r, d in zip(easy, refined, same)]
+    """`refinement_error` of each pair; one refined prompt for two easy ones that `same_prompt` tells apart is a duplicate after the
+    first."""
+    first_easy = {}
+    errors = []
+    for e, r in zip(easy, refined):
+        is_duplicate = first_easy.setdefault(same_prompt(r), same_prompt(e)) != same_prompt(e)
+        errors.append(refinement_error(e, r, fits) or ("duplicate" if is_duplicate else ""))
+    return errors
 
 
-# ---- near misses ------------------------------------------------------------------------------------------------
+# ---- hard negatives ---------------------------------------------------------------------------------------------
 
-CLASSES = (  # words of one class; a prompt with one of them changed is a near miss
+CLASSES = (  # terms of one class; a prompt with one of them changed is a hard negative
     ("red", "orange", "yellow", "green", "blue", "purple", "white", "black", "pink", "brown", "grey"),
     ("two", "three", "four", "five", "six"),
     ("left of", "right of", "above", "below", "behind", "in front of", "on top of", "under"),
 )
-SAME = ({"below", "under"}, {"above", "on top of"})  # words that are not told apart
+SYNONYMS = ({"below", "under"}, {"above", "on top of"})
 
 
 def hard_negative(prompt: str, seed: int, classes=CLASSES) -> str:
     """The prompt with one count, colour or relation changed to another of its class, "" if it has none: a semi-hard text
     negative (TPO's idea). The choice depends on the prompt and the seed alone."""
-    any_of = lambda words: r"\b(?:" + "|".join(words).replace(" ", r"\s+") + r")\b"
-    found = [(m, words) for words in classes for m in re.finditer(any_of(words), prompt, re.IGNORECASE)]
+    found = [(match, terms) for terms in classes for match in re.finditer(_any_of(terms), prompt, re.IGNORECASE)]
     if not found:
         return ""
-    dice = random.Random(f"{seed} {prompt}")
-    match, words = dice.choice(found)
-    own = " ".join(match[0].lower().split())
-    other = dice.choice([w for w in words if w != own and {w, own} not in SAME])
-    return prompt[: match.start()] + other + prompt[match.end() :]
+    rng = random.Random(f"{seed} {prompt}")
+    match, terms = rng.choice(found)
+    old = " ".join(match[0].lower().split())
+    new = rng.choice([term for term in terms if term != old and {term, old} not in SYNONYMS])
+    return prompt[: match.start()] + new + prompt[match.end() :]
+
+
+def _any_of(terms) -> str:
+    """A pattern that finds each of the terms as whole words, whatever white space is in them."""
+    return r"\b(?:" + "|".join(terms).replace(" ", r"\s+") + r")\b"

@@ -1,48 +1,40 @@
 """Pick-High triplets I1 < I2 < I3: how a row is made, checked, written in shards and read in batches."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from functools import cached_property
-from icthp import losses
-from icthp.data.pairs import PAIRS
-from icthp.data.parquet import as_files
-from icthp.data.parquet import check_columns
-from icthp.data.parquet import of_split
-from icthp.data.parquet import read
-from icthp.data.parquet import shards
-from icthp.data.prompts import prompt_groups
-from icthp.files import atomic
-from icthp.files import atomic_folder
-from icthp.files import code
-from icthp.files import digest
-from icthp.files import save_text
-from icthp.images import decode_error
-from icthp.images import stack
-from icthp.preprocessing import Preprocessing
-from icthp.preprocessing import from_side
-from itertools import islice
-from numbers import Real
-from pathlib import Path
-from torch import Tensor
-import PIL
 import copy
-import datasets
 import html
 import io
 import itertools
 import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import cached_property
+from itertools import islice
+from numbers import Real
+from pathlib import Path
+
+import datasets
 import numpy as np
+import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
+from icthp import losses
+from icthp.data.pairs import PAIRS
+from icthp.data.parquet import as_files, check_columns, of_split, read, shards
+from icthp.data.prompts import prompt_groups
+from icthp.files import atomic, atomic_folder, code, digest, save_text
+from icthp.images import decode_error, stack
+from icthp.preprocessing import Preprocessing, from_side
 
-
-_KINDS = {"int64": "seed", "string": "refined_prompt near_miss source_3 split",
-          "float32": "E1 E2 R1 R2 clip_1 clip_2 text_sim units_1 units_2 units_3"}  # fmt: skip
+_TEXTS = ("refined_prompt", "near_miss", "source_3", "split")
+_NUMBERS = ("E1", "E2", "R1", "R2", "clip_1", "clip_2", "text_sim", "units_1", "units_2", "units_3")
 TRIPLETS = datasets.Features(
-    PAIRS | {"image_3": datasets.Image()} | {name: datasets.Value(kind) for kind, names in _KINDS.items() for name in names.split()}
+    PAIRS
+    | {"image_3": datasets.Image(), "seed": datasets.Value("int64")}
+    | {name: datasets.Value("string") for name in _TEXTS}
+    | {name: datasets.Value("float32") for name in _NUMBERS}
 )
 OPTIONAL = {"near_miss", "agreed", "clip_1", "clip_2", "text_sim", "units_1", "units_2", "units_3"}  # null where unknown
 
@@ -61,15 +53,18 @@ def label_error(row: dict) -> str:
 
 
 def _checked(rows: Iterable[dict], where: str) -> Iterator[dict]:
-    """The rows, until one lacks what is not OPTIONAL, breaks an invariant or repeats a prompt_id: ValueError."""
-    seen = set()
+    """The rows; ValueError at the first that lacks what is not OPTIONAL, breaks an invariant or repeats a prompt_id."""
+    ids = set()
     for row in rows:
-        missing = [name for name in TRIPLETS if row.get(name) is None and name not in OPTIONAL]
-        twice = "its prompt_id is there twice" if row.get("prompt_id") in seen else ""
-        if reason := f"{', '.join(missing)} missing" if missing else label_error(row) or twice:
-            raise ValueError(f"{where}, prompt_id {row.get('prompt_id')}: {reason}")
-        seen.add(row["prompt_id"])
+        if error := _missing(row) or label_error(row) or ("its prompt_id is there twice" if row["prompt_id"] in ids else ""):
+            raise ValueError(f"{where}, prompt_id {row.get('prompt_id')}: {error}")
+        ids.add(row["prompt_id"])
         yield row
+
+
+def _missing(row: dict) -> str:
+    missing = [name for name in TRIPLETS if row.get(name) is None and name not in OPTIONAL]
+    return f"{', '.join(missing)} missing" if missing else ""
 
 
 def write_triplets(rows: Iterable[dict], folder, split: str, features: datasets.Features = TRIPLETS, shard: int = 256) -> int:
@@ -77,23 +72,27 @@ def write_triplets(rows: Iterable[dict], folder, split: str, features: datasets.
     were there, under whatever names the Hub gives them, go when all new ones are written; until then they are untouched. Returns the
     number of rows. Triplets are checked: ValueError for a row that breaks an invariant of the labels, lacks what is not OPTIONAL, or
     repeats a prompt_id."""
-    rows, folder, count = iter(_checked(rows, f"{folder}, {split}") if features is TRIPLETS else rows), Path(folder), 0
-
-    def write_all(partial_: Path) -> None:
-        nonlocal count
-        for number in itertools.count():
-            if not (part := list(islice(rows, shard))):
-                return
-            file = f"{split}-{number:05d}.parquet"
-            pq.write_table(_table(part, features, f"{folder / file}, rows {count} to {count + len(part) - 1}"), partial_ / file,
-                           row_group_size=64)  # fmt: skip
-            count += len(part)
-
-    atomic_folder(folder, write_all)
+    folder = Path(folder)
+    rows = iter(_checked(rows, f"{folder}, {split}") if features is TRIPLETS else rows)
+    sizes = []
+    atomic_folder(folder, lambda partial: sizes.extend(_write_shards(rows, partial, folder / split, features, shard)))
     for old in of_split(folder, split):
-        if not old.stem.removeprefix(f"{split}-").isdecimal() or int(old.stem[-5:]) * shard >= count:
+        if not old.stem.removeprefix(f"{split}-").isdecimal() or int(old.stem[-5:]) >= len(sizes):
             old.unlink()
-    return count
+    return sum(sizes)
+
+
+def _write_shards(rows: Iterator[dict], partial: Path, place: Path, features: datasets.Features, shard: int) -> Iterator[int]:
+    """Write files of `shard` rows into the folder `partial`, yield the number of rows of each; `place`: their later name, for messages."""
+    for number in itertools.count():
+        part = list(islice(rows, shard))
+        if not part:
+            return
+        name = f"{place.name}-{number:05d}.parquet"
+        first = number * shard
+        table = _table(part, features, f"{place.parent / name}, rows {first} to {first + len(part) - 1}")
+        pq.write_table(table, partial / name, row_group_size=64)
+        yield len(part)
 
 
 def _table(rows: list[dict], features: datasets.Features, where: str) -> pa.Table:
@@ -134,11 +133,11 @@ def write_dataset_card(folder, rows: dict[str, int], **facts) -> None:
     files = "\n".join(f"  - split: {split}\n    path: {split}-*.parquet" for split in rows)
     counts = "\n".join(f"| {split} | {n:,} |" for split, n in rows.items())
     file = Path(folder) / "README.md"
-    plain = {name: html.escape(" ".join(str(fact).split()), quote=False) for name, fact in facts.items()}
+    escaped = {name: html.escape(" ".join(str(fact).split()), quote=False) for name, fact in facts.items()}
     try:
-        card = CARD.format(files=files, counts=counts, **plain)
+        card = CARD.format(files=files, counts=counts, **escaped)
     except KeyError as error:
-        raise ValueError(f"{file} needs the fact {error}: give it to write_card") from error
+        raise ValueError(f"{file} needs the fact {error}: give it to write_dataset_card") from error
     save_text(file, card)
 
 
@@ -149,33 +148,40 @@ DECODING = ("data/triplets", "data/parquet", "images", "preprocessing", "kernels
 
 
 class Triplets:
-    """One split of a folder of triplets, decoded a batch at a time. `texts[kind]` and `column(name)` are whole columns; `rows`, the table
-    with its pictures, is read when it is first asked for. Equal ids in `groups` (n,): the same prompt, as CLIP's tokenizer reads it, or as
-    `tokenizer` does, that of the tower that is trained. size: the side of the square that is cut out of a picture as CLIP does it, or the
-    Recipe of the tower that is to read it."""
+    """One split of a folder of triplets, decoded a batch at a time. `texts[kind]` ("easy", "refined", "near") and `column(name)` are whole
+    columns; `rows`, the table with its pictures, is read when it is first asked for. Equal ids in `groups` (n,): the same prompt, as CLIP's
+    tokenizer reads it, or as `tokenizer` does, that of the tower that is trained. size: the side of the square that is cut out of a picture
+    as CLIP does it, or the Preprocessing of the tower that reads it."""
 
     def __init__(self, folder, split: str, size, tokenizer=None):
         self.files = shards(folder, split, "`dvc repro pick_high` makes it, or run that notebook first")
         check_columns(self.files, TRIPLETS, "`dvc repro pick_high` writes a table that has them")
-        self.split, self.preprocessing, self.bytes, self.change = split, from_side(size).for_cache, None, None
-        plain = datasets.Features({name: f for name, f in TRIPLETS.items() if not isinstance(f, datasets.Image)})
-        self._columns = read(self.files, plain, needed=("easy_prompt", "refined_prompt"))
-        self.texts = {kind: self._columns[f"{kind}_prompt"][:] for kind in ("easy", "refined")} | {"near": self._columns["near_miss"][:]}
+        self.split = split
+        self.preprocessing = from_side(size).for_cache
+        self.change = None  # file contents -> file contents, before they are decoded
+        self._cached = None  # the decoded pictures, (n, 3, 3, height, width) uint8
+        without_pictures = datasets.Features({name: f for name, f in TRIPLETS.items() if not isinstance(f, datasets.Image)})
+        self._columns = read(self.files, without_pictures, needed=("easy_prompt", "refined_prompt"))
+        names = {"easy": "easy_prompt", "refined": "refined_prompt", "near": "near_miss"}
+        self.texts = {kind: self._columns[name][:] for kind, name in names.items()}
         self.groups = torch.tensor(prompt_groups(self.texts["easy"], tokenizer), dtype=torch.int64)
 
-    def read_as(self, recipe: Preprocessing | None = None, change: Callable[[bytes], bytes] | None = None) -> "Triplets":
-        """The same triplets as a tower of another recipe reads them, or with every picture's file changed first."""
-        recipe, change = self.preprocessing if recipe is None else recipe.for_cache, change or self.change
-        if (recipe, change) == (self.preprocessing, self.change):
+    def read_as(self, preprocessing: Preprocessing | None = None, change: Callable[[bytes], bytes] | None = None) -> "Triplets":
+        """The same triplets as a tower of another preprocessing reads them, or with every picture's file changed first."""
+        preprocessing = self.preprocessing if preprocessing is None else preprocessing.for_cache
+        change = change or self.change
+        if (preprocessing, change) == (self.preprocessing, self.change):
             return self
-        self._contents  # noqa: B018  read once, for all that see them
+        self._contents  # noqa: B018  read once, for all copies
         other = copy.copy(self)
-        other.preprocessing, other.change, other.bytes = recipe, change, None
+        other.preprocessing = preprocessing
+        other.change = change
+        other._cached = None
         return other
 
     @property
     def size(self) -> int | tuple[int, int]:
-        """Side of the square pictures; (height, width) where they are none."""
+        """Side of square pictures; (height, width) of others."""
         return self.preprocessing.side
 
     @cached_property
@@ -191,83 +197,96 @@ class Triplets:
         return len(self.groups)
 
     def column(self, name: str) -> Tensor:
-        """A column of numbers (n,); ValueError names the first row where it is null or no number."""
+        """A column of numbers (n,); ValueError names the first row that is null or not finite."""
         values = self._columns[name][:]
-        wrong = next((i for i, v in enumerate(values) if v is None or isinstance(v, float) and not math.isfinite(v)), None)
-        if wrong is not None:
-            if all(v is None for v in values):
-                raise ValueError(f"{self.files[0]}: these triplets have no {name}: what wrote them does not know it")
-            raise ValueError(f"{self.files[0]}: {name} of row {wrong} of {self.split} is {values[wrong]}: fill it in or drop the row")
+        if values and all(v is None for v in values):
+            raise ValueError(f"{self.files[0]}: these triplets have no {name}: what wrote them does not know it")
+        for row, value in enumerate(values):
+            if value is None or isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{self.files[0]}: {name} of row {row} of {self.split} is {value}: fill it in or drop the row")
         return torch.tensor(values)
 
     def labels(self, variant: str = "paper", theta: float | None = None) -> tuple[Tensor, Tensor]:
         """ICT targets, easy (n, 3) and refined (n, 3). "paper": E and R as written, or anew for another theta; 1 for I3.
         "released": R1 stands in for E2, as in the released loader. "units": E_i, I3's too, is the share of the prompt's
         units found in the picture."""
-        if variant == "units" and theta is not None:
-            raise ValueError('variant "units" takes no theta: its labels are no cosines')
         if variant not in ("paper", "released", "units"):
             raise ValueError(f'variant must be "paper", "released" or "units", not {variant!r}')
         if variant == "units":
-            easy = torch.stack([self.column(f"units_{i}") for i in (1, 2, 3)], 1)
-            return easy, torch.cat([easy[:, :2] * self.column("text_sim")[:, None], easy[:, 2:]], 1)
-        if theta is not None:
-            easy, refined = losses.ict_labels(*(self.column(name) for name in ("clip_1", "clip_2", "text_sim")), theta)
+            if theta is not None:
+                raise ValueError('variant "units" takes no theta: its labels are no cosines')
+            return self._unit_labels()
+        if theta is None:
+            easy, refined = self._written_labels("E"), self._written_labels("R")
         else:
-            easy, refined = (torch.stack([*(self.column(f"{k}{i}") for i in (1, 2)), torch.ones(len(self))], 1) for k in "ER")
+            easy, refined = losses.ict_labels(*(self.column(name) for name in ("clip_1", "clip_2", "text_sim")), theta)
         if variant == "released":
             easy[:, 1] = refined[:, 0]
         return easy, refined
 
+    def _written_labels(self, letter: str) -> Tensor:
+        return torch.stack([self.column(f"{letter}1"), self.column(f"{letter}2"), torch.ones(len(self))], 1)
+
+    def _unit_labels(self) -> tuple[Tensor, Tensor]:
+        easy = torch.stack([self.column(f"units_{i}") for i in (1, 2, 3)], 1)
+        return easy, torch.cat([easy[:, :2] * self.column("text_sim")[:, None], easy[:, 2:]], 1)
+
+    # ---- pictures -----------------------------------------------------------------------------------------------
+
     def cache(self, folder) -> "Triplets":
         """From now on `pixels` reads a file of bytes in `folder`, (n, 3, 3, height, width), which is made here if these pictures, this
-        recipe and this code have none: each picture is decoded and resized once, and rounded to 1/255. What another data set or older
-        code of this split left in `folder` goes then; a run that reads it keeps it until it ends."""
+        preprocessing and this code have none: each picture is decoded and resized once, and rounded to 1/255. What another data set or
+        older code of this split left in `folder` goes then; a run that reads it keeps it until it ends. Returns the triplets themselves;
+        ValueError for pictures that `read_as` changes first."""
         if self.change:
             raise ValueError("pictures that were changed first are not kept: they would be taken for the data's own")
-        how = digest(code(*DECODING), PIL.__version__, torch.__version__)
-        file = Path(folder) / f"{self.split}-{self.fingerprint}-{digest(list(self.preprocessing))}-{how}.npy"
+        version = digest(code(*DECODING), PIL.__version__, torch.__version__)
+        file = Path(folder) / f"{self.split}-{self.fingerprint}-{digest(list(self.preprocessing))}-{version}.npy"
         try:
-            self.bytes = np.load(file, mmap_mode="r")
+            self._cached = np.load(file, mmap_mode="r")
         except (OSError, ValueError, EOFError):  # there is none, or it is cut
             atomic(file, self._decode_all)
             self._remove_older(file)
         return self
 
     def _remove_older(self, file: Path) -> None:
-        split, data, _, how = file.stem.rsplit("-", 3)
+        split, data, _, version = file.stem.rsplit("-", 3)
         for old in file.parent.glob("*.npy"):
             name = old.stem.rsplit("-", 3)
-            if len(name) == 4 and name[0] == split and (name[1], name[3]) != (data, how):
+            if len(name) == 4 and name[0] == split and (name[1], name[3]) != (data, version):
                 with suppress(OSError):  # another run was faster
                     old.unlink()
 
     def _decode_all(self, file: Path) -> None:
-        self.bytes = None
+        self._cached = None
         store = np.lib.format.open_memmap(file, "w+", np.uint8, (len(self), 3, 3, *self.preprocessing.size))
         for start in range(0, len(self), 256):
-            part = range(start, min(start + 256, len(self)))
-            store[part.start : part.stop] = self.pixels(part).movedim(1, 0).mul(255).round().byte().numpy()
+            rows = range(start, min(start + 256, len(self)))
+            store[rows.start : rows.stop] = self.pixels(rows).movedim(1, 0).mul(255).round().byte().numpy()
         store.flush()
-        self.bytes = np.load(file, mmap_mode="r")  # this very file, whatever becomes of its name
+        self._cached = np.load(file, mmap_mode="r")  # this very file, whatever becomes of its name
 
     def pixels(self, rows) -> Tensor:
-        """Pictures I1, I2, I3 of some rows: (3, m, 3, height, width) in [0, 1]; ValueError names one that cannot be read."""
+        """Pictures I1, I2, I3 of m rows (numbers): (3, m, 3, height, width) in [0, 1]; ValueError names one that cannot be read."""
         rows = [int(r) for r in rows]
-        if self.bytes is not None:
-            return torch.from_numpy(self.bytes[rows]).movedim(0, 1).float() / 255
-        part, names = self._contents[rows], ("image_1", "image_2", "image_3")
-        return torch.stack([torch.stack([self._pixels(name, r, f["bytes"]) for r, f in zip(rows, part[name])]) for name in names])
+        if self._cached is not None:
+            return torch.from_numpy(self._cached[rows]).movedim(0, 1).float() / 255
+        part = self._contents[rows]
+        images = []
+        for name in ("image_1", "image_2", "image_3"):
+            images.append(torch.stack([self._decode(name, row, file["bytes"]) for row, file in zip(rows, part[name])]))
+        return torch.stack(images)
 
     @cached_property
     def _contents(self) -> datasets.Dataset:
         return as_files(self.rows)
 
-    def _pixels(self, name: str, row: int, contents: bytes) -> Tensor:
+    def _decode(self, name: str, row: int, contents: bytes) -> Tensor:
         try:
             return stack([io.BytesIO(self.change(contents) if self.change else contents)], self.preprocessing)[0]
         except ValueError as error:
             raise ValueError(f"{self.files[0]}: {name} of row {row} of {self.split} {decode_error(contents) or error}") from error
 
     def prompts(self, kind: str, rows) -> list[str]:
-        return [self.texts[kind][int(r)] for r in rows]
+        """The prompts of some rows; kind: "easy", "refined" or "near"."""
+        return [self.texts[kind][int(row)] for row in rows]

@@ -1,8 +1,8 @@
 """What a picture, a scorer or a tuned generator is worth.
 
 `statistics` has intervals and tests, `metrics` the measures, `scoring` runs a scorer over triplets, pictures and files, `generator`
-measures what a generator draws. `geneval` are GenEval's rules, detectors and files, `human_votes` how far a score agrees with people,
-`gallery` scores a collection of pictures and shows it as a page."""
+measures what a generator draws. `geneval` has GenEval's rules, detector and files, `human_votes` how far a score agrees with people,
+`gallery` scores a collection of pictures, `gallery_page` shows it."""
 
 import lazy_loader
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from icthp.evaluation.geneval import ClipColours, Detection, Judge, Mask2Former, check, filter_detections
+from icthp.evaluation.geneval import ClipColours, Detection, Evaluator, Mask2Former, check, filter_detections
 from icthp.files import atomic, save_json
 from icthp.microworld import renderer
 from icthp.microworld.scenes import COLOURS, SHAPES, Scenes
@@ -85,7 +85,7 @@ def _dilated(width: int, dilation: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(width, width, 3, 1, dilation, dilation), nn.BatchNorm2d(width), nn.ReLU())
 
 
-def load_detector(source: str, clip=None, device="cpu") -> Detector | Judge:
+def load_detector(source: str, clip=None, device="cpu") -> Detector | Evaluator:
     """The detector that measures drawn pictures: the microworld's, if `source` is a folder that `save` wrote; else GenEval's, a Mask2Former
     of that folder or Hub name, whose colours the scorer `clip` names. FileNotFoundError: `source` holds neither."""
     config = Path(source) / "config.json"
@@ -94,7 +94,7 @@ def load_detector(source: str, clip=None, device="cpu") -> Detector | Judge:
     if config.exists() and "width" in json.loads(config.read_text(encoding="utf-8")):
         return Detector.load(source)
     try:
-        return Judge(Mask2Former(source, device), ClipColours(clip))
+        return Evaluator(Mask2Former(source, device), ClipColours(clip))
     except OSError as error:  # transformers raises it for a missing folder or model
         raise FileNotFoundError(
             f"{source} is no folder with a detector (`dvc pull` for data/), nor a model that can be loaded: {error}"
