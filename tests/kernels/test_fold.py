@@ -13,7 +13,7 @@ def test_head_is_one_vector(variant, width, outputs):
     head = make_head(width, variant, outputs).eval()
     for p in head.parameters():
         nn.init.normal_(p, std=p.shape[-1] ** -0.5)
-    folded, features = kernels.hp_head(head), torch.randn(17, width)
+    folded, features = kernels.fold_linear(head), torch.randn(17, width)
     assert len(folded) == 1 and folded[0].weight.shape == (outputs, width)
     exact = head.double()(features.double())
     assert (folded(features) - exact).abs().max() <= 1e-6 * exact.abs().max().clamp(min=1)
@@ -21,9 +21,9 @@ def test_head_is_one_vector(variant, width, outputs):
 
 def test_head_with_a_nonlinearity_is_refused():
     with pytest.raises(ValueError, match="LayerNorm"):
-        kernels.hp_head(make_head(8, "paper"))
+        kernels.fold_linear(make_head(8, "paper"))
     with pytest.raises(ValueError, match="nothing to fold"):
-        kernels.hp_head(nn.Sequential(nn.Dropout()))
+        kernels.fold_linear(nn.Sequential(nn.Dropout()))
 
 
 def test_a_loaded_released_head_is_folded_and_can_be_saved(clip_folder, tmp_path):

@@ -36,4 +36,4 @@ def aesthetic_head(path) -> nn.Module:
     layers = [nn.Linear(*reversed(state[k].shape)) for k in names]
     for layer, key in zip(layers, names):
         layer.weight.data, layer.bias.data = state[key].float(), state[key.replace("weight", "bias")].float()
-    return kernels.hp_head(nn.Sequential(*layers))
+    return kernels.fold_linear(nn.Sequential(*layers))

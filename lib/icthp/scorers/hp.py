@@ -55,7 +55,7 @@ class HpScorer(Scorer, HubMixin):
         """The same scores in eval mode: a head without a non-linearity becomes one linear layer."""
         if self.config.get("variant") not in ("linear", "affine", "released"):
             return self
-        folded = HpScorer(self.clip, kernels.hp_head(self.head), self.config | {"variant": "linear"})
+        folded = HpScorer(self.clip, kernels.fold_linear(self.head), self.config | {"variant": "linear"})
         folded.card = self.card
         return folded
 
