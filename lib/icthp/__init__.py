@@ -10,7 +10,7 @@ scorers         ICT, HP, CLIP, PickScore, HPS v2, ImageReward, aesthetic, JPEG: 
 tuning          DRaFT-K, DPO, LoRA, sampling; pipelines reads diffusers folders
 evaluation      statistics, metrics, GenEval, human votes, the gallery
 microworld      the world in which all of it runs at micro scale
-images, preprocessing, tables, files, params, run, figures, timing    pictures, geometry, files and the bridge to the notebooks
+images, preprocessing, tables, files, params, project, run, figures, timing    pictures, geometry, files and the bridge to the notebooks
 """
 
 import lazy_loader

@@ -106,7 +106,7 @@ def from_transformers(config: dict, side: int, source) -> Preprocessing:
     _check_processor(config, source)
     resizes = config.get("do_resize", True)
     crops = config.get("do_center_crop", True)
-    mode, resize = _resized(config, source) if resizes else ("none", None)
+    mode, resize = _mode_and_size(config, source) if resizes else ("none", None)
     if not crops and mode != "squash":
         raise ValueError(f"{source}: `do_center_crop` is false, so that images keep their aspect; a tower that reads a square needs true")
     size = _pair({"crop_size": config.get("crop_size", 224)}, "crop_size", source) if crops else resize
@@ -133,7 +133,7 @@ def _resample(config: dict, source) -> str:
     return filters[config.get("resample", 3)]
 
 
-def _resized(config: dict, source) -> tuple[str, tuple[int, int]]:
+def _mode_and_size(config: dict, source) -> tuple[str, tuple[int, int]]:
     """Mode and target of transformers' `size`; a bare number is the shorter edge, as CLIP's processor reads it."""
     size = config.get("size", {"shortest_edge": 224})
     if isinstance(size, int) and config.get("default_to_square"):
