@@ -21,7 +21,7 @@ from conftest import ROOT
 from icthp import images, kernels, pipelines, preprocessing, tables
 from icthp.data import audit, sources
 from icthp.evaluation import gallery, human_votes
-from icthp.scorers import clip, loading
+from icthp.scorers import loading, tokenizers
 from icthp.tuning import draft, lora, sampling, training
 
 PROMPTS = ["a red circle", "a blue square"]
@@ -83,7 +83,7 @@ def clip_of_transformers(tmp_path):
     torch.manual_seed(0)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64)).eval()
     model.save_pretrained(tmp_path / "clip")
-    clip._in_transformers_format(open_clip.SimpleTokenizer()).save_pretrained(tmp_path / "clip")
+    tokenizers.to_transformers(open_clip.SimpleTokenizer()).save_pretrained(tmp_path / "clip")
     return model, tmp_path / "clip"
 
 

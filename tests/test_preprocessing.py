@@ -262,7 +262,7 @@ def test_towers_that_would_be_built_wrongly_are_refused(transformers_folder, tmp
 
 def test_a_file_has_the_activation_of_the_config_beside_it(transformers_folder, tmp_path):
     """ARCH/file with and without a config.json or open_clip_config.json, which alone can say quick_gelu."""
-    config = checkpoints.model_config(f"local-dir:{transformers_folder}")
+    config = configs.model_config(f"local-dir:{transformers_folder}")
     (tmp_path / "arch").mkdir()
     (tmp_path / "arch/tiny-quick.json").write_text(json.dumps({k: v for k, v in config.items() if k != "quick_gelu"}), encoding="utf-8")
     open_clip.add_model_config(tmp_path / "arch")
@@ -277,7 +277,7 @@ def test_a_file_has_the_activation_of_the_config_beside_it(transformers_folder, 
                        ("open_clip_config.json", {"model_cfg": config, "preprocess_cfg": {"resize_mode": "squash"}})):  # fmt: skip
         (alone.parent / name).write_text(json.dumps(said), encoding="utf-8")
         torch.testing.assert_close(score(), right, rtol=1e-4, atol=1e-5)
-        assert checkpoints.model_config(f"tiny-quick/{alone}")["quick_gelu"]
+        assert configs.model_config(f"tiny-quick/{alone}")["quick_gelu"]
     assert loading.load("clip", f"tiny-quick/{alone}").preprocessing.mode == "squash"
 
 

@@ -45,6 +45,20 @@ def save_json(path, value) -> Path:
     return save_text(path, text + "\n")
 
 
+def read_json(path) -> dict:
+    """The JSON object in a file. FileNotFoundError, or ValueError that names a file with anything else."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, not fields")
+    return value
+
+
 def atomic_folder(folder, write: Callable[[Path], object]) -> Path:
     """Call write(temporary folder inside `folder`), then rename each of its files into `folder`, which keeps its other files. A write
     that fails leaves `folder` as it was, and OSError names it if the disk failed. One run at a time may write a folder."""

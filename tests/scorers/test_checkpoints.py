@@ -87,12 +87,12 @@ def test_the_released_ict_and_hp(clip_model, images, tmp_path):
 
 def test_weights_without_a_config_are_vit_h(tmp_path):
     torch.save({"logit_scale": torch.ones([])}, tmp_path / "pytorch_model.bin")
-    assert checkpoints.model_config(f"local-dir:{tmp_path}") == open_clip.get_model_config("ViT-H-14")
+    assert configs.model_config(f"local-dir:{tmp_path}") == open_clip.get_model_config("ViT-H-14")
 
 
 def test_hps_v2s_layout(clip_folder, images, tmp_path):
     """One .pt of an open_clip architecture: the state under "state_dict", with DDP's prefix, beside other things."""
-    config, clip = checkpoints.model_config(clip_folder), loading.load("clip", f"local-dir:{clip_folder}")
+    config, clip = configs.model_config(clip_folder), loading.load("clip", f"local-dir:{clip_folder}")
     (tmp_path / "tiny-hps.json").write_text(json.dumps(config | {"text_cfg": config["text_cfg"] | {"hf_tokenizer_name": str(clip_folder)}}))
     open_clip.add_model_config(tmp_path)
     state = {f"module.{k}": v for k, v in clip.model.state_dict().items()}

@@ -306,7 +306,7 @@ def test_open_clips_own_tokenizer_is_saved(tmp_path, prompts):
 
 @pytest.mark.parametrize("source", ["ViT-B-32/laion2b_s34b_b79k", "ViT-H-14/laion2b_s32b_b79k"])
 def test_the_config_of_a_named_model(source):
-    assert {"embed_dim", "vision_cfg", "text_cfg"} <= checkpoints.model_config(source).keys()
+    assert {"embed_dim", "vision_cfg", "text_cfg"} <= configs.model_config(source).keys()
 
 
 def test_every_picture_with_every_prompt(clip_folder):
@@ -353,7 +353,7 @@ def test_openais_weights_get_their_activation(monkeypatch):
     monkeypatch.setattr(checkpoints.open_clip, "create_model", lambda *a, **options: seen.update(options) or torch.nn.Identity())
     for source, quick in (("ViT-B-32/openai", True), ("ViT-B-32/laion2b_s34b_b79k", False)):
         checkpoints.read_clip(source)
-        assert seen["force_quick_gelu"] == quick == checkpoints.model_config(source).get("quick_gelu", False)
+        assert seen["force_quick_gelu"] == quick == configs.model_config(source).get("quick_gelu", False)
 
 
 def test_a_text_tower_keeps_its_activation(clip, tokenizer, prompts, sd3_folder):
