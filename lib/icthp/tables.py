@@ -54,11 +54,11 @@ def read_csv(file, names: list[str] | None = None, **dialect) -> pd.DataFrame:
 
 def _csv_rows(file, dialect: dict) -> list[tuple[int, list[str]]]:
     """(number of its last line, cells) of each row that is not blank."""
-    reader = csv.reader(io.StringIO(decoded(file), newline=""), strict=True, **dialect)
+    parser = csv.reader(io.StringIO(decoded(file), newline=""), strict=True, **dialect)
     try:
-        return [(reader.line_num, row) for row in reader if row]
+        return [(parser.line_num, row) for row in parser if row]
     except csv.Error as error:
-        raise ValueError(f"{file}, line {reader.line_num} is no csv: {error}") from error
+        raise ValueError(f"{file}, line {parser.line_num} is no csv: {error}") from error
 
 
 def read_jsonl(file) -> list[tuple[int, dict]]:

@@ -236,8 +236,8 @@ def _gram(v, t, dv, dt, scale, world_size: int) -> tuple[Tensor, Tensor, Tensor]
 
 def _addmm(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """x + a b in a's type, in x's place if that is its type too; of bfloat16 only the sum is rounded."""
-    flat = x.flatten(0, 1).to(a.dtype)
-    return torch.addmm(flat, a, b.to(a.dtype), out=flat).view_as(x)
+    out = x.flatten(0, 1).to(a.dtype)
+    return torch.addmm(out, a, b.to(a.dtype), out=out).view_as(x)
 
 
 def _chunked(v, t, dv, dt, scale, ids, alpha, beta, block) -> Tensor:

@@ -104,5 +104,5 @@ def _note(scale: str) -> str:
 
 
 def _row(key: str, metrics: dict) -> str:
-    interval = f"{metrics[key + '_low']:.3f} to {metrics[key + '_high']:.3f}"
-    return f"| {_plain(key)} | {metrics[key]:.3f} | {interval} | {metrics[key + '_n']} |"
+    ci = f"{metrics[key + '_low']:.3f} to {metrics[key + '_high']:.3f}"
+    return f"| {_plain(key)} | {metrics[key]:.3f} | {ci} | {metrics[key + '_n']} |"

@@ -33,16 +33,16 @@ def load_tokenizer(folder: Path, text: dict, is_local: bool):
     options = text.get("tokenizer_kwargs") or {}
     length = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
     inside = is_local or (folder / "tokenizer_config.json").exists()
-    place = str(folder) if inside else text.get("hf_tokenizer_name")
+    address = str(folder) if inside else text.get("hf_tokenizer_name")
     try:
         if not text.get("hf_tokenizer_name"):
             return open_clip.SimpleTokenizer(context_length=length, **options)
-        return open_clip.tokenizer.HFTokenizer(place, context_length=length, tokenizer_mode=text.get("tokenizer_mode"),
+        return open_clip.tokenizer.HFTokenizer(address, context_length=length, tokenizer_mode=text.get("tokenizer_mode"),
                                                trust_remote_code=False, local_files_only=inside, **options)  # fmt: skip
     except (ValueError, OSError, KeyError, TypeError, ImportError, AttributeError, AssertionError) as error:
         if inside and (folder / "tokenizer_config.json").exists() and "auto_map" in read_json(folder / "tokenizer_config.json"):
             raise ValueError(f"{folder}/tokenizer_config.json: `auto_map` asks for Python of the folder, which is never run") from error
-        raise ValueError(f"{place} has no tokenizer that can be read: {_first_line(error)}") from error
+        raise ValueError(f"{address} has no tokenizer that can be read: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
