@@ -184,7 +184,7 @@ def _resized(image: Tensor, size) -> Tensor:
 
 def read_table(source) -> pd.DataFrame:
     """A folder of images, or a table with a column `image` (paths relative to the table) and perhaps `prompt` -> a frame
-    with columns image (full path) and prompt (None if there is none). Entries of a folder that are no images are counted in
+    with columns image (full path) and prompt (None if there is none). Other entries of a folder are counted in
     attrs["left_out"], {reason: count}."""
     source = Path(source)
     if source.is_dir():

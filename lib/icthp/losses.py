@@ -34,7 +34,7 @@ def full_precision(loss):
 
 
 def upcast(x: Tensor) -> Tensor:
-    """x in float32, or as it is in float64."""
+    """x in float32; float64 stays float64."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -108,7 +108,7 @@ def ict_loss(
 
     For each prompt kind: the mean over (b, 3) of (matched cosine - label)^2, plus neg_lambda times the mean over the
     3 b (b - 1) mismatched (image, text) pairs of negative_weight * cosine^2. groups (b,) int: rows of equal id have the same
-    prompt; the mean leaves the pairs among them out (0 where it leaves out all). rounded: cosines and labels go through
+    prompt; the mean leaves the pairs among them out (0 if no pair is left). rounded: cosines and labels go through
     bfloat16 first, as released, which drops differences below 0.004.
     """
     check_ict(images, easy, refined, easy_labels, refined_labels, groups)
@@ -152,7 +152,7 @@ def hp_loss(hp: Tensor, margin: float = 0.3) -> Tensor:
 
 @full_precision
 def icthp_loss(ict: Tensor, hp: Tensor, margin: float = 0.3, *, activation: str = "sigmoid", reduction: str = "mean") -> Tensor:
-    """The same hinges on the product ICT * HP; both (b, 3). activation: "sigmoid" where hp is in (0, 1) already, or "softmax" of
+    """The same hinges on the product ICT * HP; both (b, 3). activation: "sigmoid" for an hp in (0, 1), or "softmax" of
     the triplet's logits; reduction: "mean" or "sum" over the batch. Released: softmax and sum."""
     if activation not in ("sigmoid", "softmax") or reduction not in ("mean", "sum"):
         raise ValueError(f'activation must be "sigmoid" or "softmax", reduction "mean" or "sum", not {activation!r}, {reduction!r}')

@@ -36,7 +36,7 @@ class Preprocessing(NamedTuple):
 
     @property
     def side(self) -> int | tuple[int, int]:
-        """Side of the square that the tower reads; (height, width) where it reads none."""
+        """Side of the square that the tower reads; (height, width) if it reads no square."""
         height, width = self.size
         return height if height == width else self.size
 

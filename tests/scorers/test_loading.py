@@ -191,6 +191,8 @@ def test_a_class_of_ones_own_is_a_scorer(project, monkeypatch):
     assert scorer.name == type(scorer).__name__ == "EdgeScorer" and not scorer.training
     assert torch.equal(scorer.score(pixels), expected)
     assert torch.equal(scorer.score_matrix(pixels, ["a", "b"]), expected[:, None].expand(3, 2))
+    levels = (pixels * 255).round().byte()
+    assert torch.equal(scorer.score(levels), scorer.score(levels.float() / 255))  # bytes come as floats
     scorer.score(pixels.requires_grad_()).sum().backward()
     assert pixels.grad.abs().max() > 0
     assert torch.allclose(icthp.load("rewards/edge.py:EdgeScorer", "2").score(pixels), expected**2)

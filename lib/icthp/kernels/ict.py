@@ -49,7 +49,7 @@ def ict_loss(
 ) -> Tensor:
     """icthp.losses.ict_loss by the implementation `impl`: arguments, shapes and value are the oracle's.
 
-    float64 and float32 are computed in their own precision. bfloat16 mismatched cosines are bfloat16 products where the
+    float64 and float32 are computed in their own precision. bfloat16 mismatched cosines are bfloat16 products if the
     processor has them (the value is then exact to 2e-3); all else is float32. Raises ValueError for an unknown impl, for "gram"
     with a weight that is not constant, and for `rounded` with any impl but "eager". See also `sharded_ict_loss`."""
     data = images, easy, refined, easy_labels, refined_labels
@@ -153,7 +153,7 @@ def _value_and_gradients(images, texts, labels, needs_grad, *, neg_lambda, alpha
 
 
 def _factors(images, texts, v: Tensor, t: Tensor, impl: str) -> tuple[Tensor, Tensor]:
-    """The mismatched products' factors (3 b, d) and (2 b, d): in bfloat16 where all of them are and the processor multiplies it."""
+    """The mismatched products' factors (3 b, d) and (2 b, d): in bfloat16 if all of them are and the processor multiplies it."""
     on_cpu = impl != "triton" and torch.cpu._is_avx512_bf16_supported()  # Triton's interpreter cannot multiply bfloat16
     if all(x.dtype == torch.bfloat16 for x in (images, *texts)) and (images.is_cuda or on_cpu):
         return images.flatten(0, 1), torch.cat(texts)
@@ -162,7 +162,7 @@ def _factors(images, texts, v: Tensor, t: Tensor, impl: str) -> tuple[Tensor, Te
 
 def _counts(like: Tensor, groups: Tensor | None, world_size: int) -> tuple[Tensor, Tensor]:
     """How many prompts there are, and how many ordered pairs of prompts of different groups, in the dtype of `like` (b,); infinity
-    for no pairs at all, by which a sum may then be divided."""
+    instead of no pairs, so that a mean over them is 0."""
     counts = torch.ones_like(like) if groups is None else torch.unique(groups, return_counts=True)[1]
     counts = counts.double()
     rows, same = _all_reduce(torch.stack([counts.sum(), counts.square().sum()]), world_size)
@@ -184,7 +184,7 @@ def _matched(v: Tensor, t: Tensor, i: Tensor | None = None, j: Tensor | None = N
 
 
 def _add_matched(dv: Tensor, dt: Tensor, grad_cosine: Tensor, v: Tensor, t: Tensor, i: Tensor | None = None, j: Tensor | None = None):
-    """Add to dv and dt what grad_cosine (2, 3, p), the gradient in `_matched`, means for v and t; nothing where they are None."""
+    """Add to dv and dt what grad_cosine (2, 3, p), the gradient in `_matched`, means for v and t, unless they are None."""
     if dv is None:
         return
     for s, k in itertools.product(range(len(t)), range(len(v))):

@@ -31,7 +31,7 @@ if triton:
         top, left = tl.program_id(0) * ROWS, tl.program_id(1) * COLUMNS
         row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
         i, j = top + tl.arange(0, ROWS), left + tl.arange(0, COLUMNS)
-        t += top.to(tl.int64) * d  # only where a tile begins needs 64 bits
+        t += top.to(tl.int64) * d  # the start of a tile alone needs 64 bits
         v += left.to(tl.int64) * d
         grad_cosine += top.to(tl.int64) * m + left
         cosine = tl.zeros((ROWS, COLUMNS), tl.float32)

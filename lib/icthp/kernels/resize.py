@@ -151,5 +151,5 @@ class _ResizeCrop(torch.autograd.Function):
 
 
 def _rows_first(x: Tensor, dim: int) -> Tensor:
-    """Transposed where the direction `dim` is the width; its own inverse."""
+    """Transposed if the direction `dim` is the width; its own inverse."""
     return x.mT if dim == 1 else x

@@ -45,8 +45,8 @@ class ClipScorer(Scorer, HubMixin):
             save_json(folder / CONFIG, config | {"preprocess_cfg": config["preprocess_cfg"] | extra})
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, scaled: bool = False, **where) -> "ClipScorer":
-        return load_clip(*hub_options(model_id, where), scaled=scaled).eval()
+    def _from_pretrained(cls, *, model_id: str, scaled: bool = False, **options) -> "ClipScorer":
+        return load_clip(*hub_options(model_id, options), scaled=scaled).eval()
 
     def extra_repr(self) -> str:
         """What tells scorers of equal weights apart: other heads or other tokens may read the same weights."""
@@ -110,19 +110,19 @@ def _unit(features: Tensor, normalize: bool = True) -> Tensor:
     return nn.functional.normalize(upcast(features), dim=-1) if normalize else upcast(features)
 
 
-def hub_options(model_id: str, where: dict) -> tuple[str, dict]:
+def hub_options(model_id: str, options: dict) -> tuple[str, dict]:
     """A folder, or a source on the Hub with huggingface_hub's options (revision, cache_dir, token ...); TypeError for any other keyword."""
-    unknown = where.keys() - {"revision", "cache_dir", "force_download", "local_files_only", "token"}
+    unknown = options.keys() - {"revision", "cache_dir", "force_download", "local_files_only", "token"}
     if unknown:
         raise TypeError(f"from_pretrained has no keyword {', '.join(sorted(unknown))}")
-    return (model_id, {}) if Path(model_id).is_dir() else (f"hf-hub:{model_id}", where)
+    return (model_id, {}) if Path(model_id).is_dir() else (f"hf-hub:{model_id}", options)
 
 
-def load_clip(source: str, where: dict | None = None, scaled: bool = False) -> ClipScorer:
-    """Any source that checkpoints.read_clip takes; a path alone is a folder. where: snapshot_download's options."""
+def load_clip(source: str, options: dict | None = None, scaled: bool = False) -> ClipScorer:
+    """Any source that checkpoints.read_clip takes; a path alone is a folder. options: snapshot_download's options."""
     source = f"local-dir:{source}" if Path(source).is_dir() else source
-    model, tokenizer = read_clip(source, **(where or {}))
-    scorer = ClipScorer(model, tokenizer, scaled, model_config(source, **(where or {})))
+    model, tokenizer = read_clip(source, **(options or {}))
+    scorer = ClipScorer(model, tokenizer, scaled, model_config(source, **(options or {})))
     return scorer.with_card(folder_of(source)) if source.startswith("local-dir:") else scorer
 
 

@@ -44,7 +44,7 @@ def split_source(source: str) -> tuple[str, str]:
 
 
 def uses_quick_gelu(name: str, tag: str) -> bool:
-    """Were these weights trained with quick_gelu, where open_clip's architecture of that name has gelu? A tag's config says it; for a
+    """Were these weights trained with quick_gelu, though open_clip's architecture of that name has gelu? A tag's config says it; for a
     file, the open_clip_config.json or config.json beside it; a file alone is taken to have the architecture's own activation."""
     config = config_beside(tag)
     if "model_cfg" in config:

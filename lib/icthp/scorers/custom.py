@@ -4,7 +4,7 @@
         needs_prompt = False
         score_scale = "mean absolute difference of neighbours"
 
-        def forward(self, pixels, prompts=None):  # (b, 3, h, w) in [0, 1] -> (b,)
+        def forward(self, pixels, prompts=None):  # (b, 3, h, w) floats in [0, 1] -> (b,)
             return pixels.diff(dim=-1).abs().mean((1, 2, 3))
 
 Only a file below the project's root is run. The digest of its text is part of the scorer's repr, so that kept scores and interrupted
@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from torch import nn
 
 from icthp.files import digest
@@ -41,7 +42,14 @@ def load_custom(name: str, source: str | None = None) -> Scorer:
     module = _run(file, text)
     scorer = _make(_find_class(module, class_name, file), source, file)
     scorer.provenance = f" of source={source!r}, code={digest(text)}"
+    scorer.register_forward_pre_hook(_to_float)
     return scorer
+
+
+def _to_float(scorer: Scorer, args: tuple) -> tuple:
+    """A user's forward never sees bytes, whose differences and means would be wrong."""
+    pixels, *prompts = args
+    return (pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels, *prompts)
 
 
 def _find_file(path: str) -> Path:

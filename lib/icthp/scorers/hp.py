@@ -78,15 +78,15 @@ class HpScorer(Scorer, HubMixin):
         save_file({k: v.detach().cpu().contiguous() for k, v in self.head.state_dict().items()}, folder / "hp.safetensors")
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, config: dict | None = None, **where) -> "HpScorer":
-        return load_hp(*hub_options(model_id, where)).eval()
+    def _from_pretrained(cls, *, model_id: str, config: dict | None = None, **options) -> "HpScorer":
+        return load_hp(*hub_options(model_id, options)).eval()
 
 
-def load_hp(source: str, where: dict | None = None) -> HpScorer:
+def load_hp(source: str, options: dict | None = None) -> HpScorer:
     """A folder that HpScorer.save_pretrained wrote, or the released layout: hp_backbone/pytorch_model.bin and
-    hp_scorer/mlp_pytorch_model.bin; a path, "local-dir:folder" or "hf-hub:org/repo". where: snapshot_download's options. ValueError
+    hp_scorer/mlp_pytorch_model.bin; a path, "local-dir:folder" or "hf-hub:org/repo". options: snapshot_download's options. ValueError
     names a file that is not HP's."""
-    folder = folder_of(source, **(where or {}))
+    folder = folder_of(source, **(options or {}))
     if (folder / RELEASED_HEAD).exists() and not (folder / "hp.safetensors").exists():
         return _load_released(folder)
     config = _read_config(folder / "config.json")

@@ -10,7 +10,7 @@ from icthp.files import read_json
 
 
 class FolderTokenizer:
-    """A transformers folder's own tokenizer under open_clip's interface. It reads a text unchanged, where open_clip's own first mends
+    """A transformers folder's own tokenizer under open_clip's interface. It reads a text unchanged; open_clip's own first mends
     quotes, entities and white space: PickScore, say, was trained without that. ValueError for a folder without a readable one."""
 
     def __init__(self, folder: Path, context_length: int):
