@@ -15,7 +15,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from icthp import images, kernels, preprocessing
 from icthp.data.triplets import Triplets, write_triplets
-from icthp.scorers import checkpoints, combined, loading
+from icthp.scorers import combined, configs, loading
 from icthp.scorers.hp import HpScorer, make_head
 
 SHAPES = [(90, 160), (160, 90), (20, 200), (200, 20), (33, 47), (64, 64), (100, 101), (641, 360), (480, 80)]  # (height, width)
@@ -133,7 +133,7 @@ def test_it_is_transformers_image_processor(fields):
         ({"resample": 1}, "`resample` is 1"),
         ({"size": {"longest_edge": 64}}, "`size`"),
         ({"size": {"shortest_edge": 64, "longest_edge": 128}}, "`size`"),
-        ({"crop_size": 32}, "`crop_size` makes pictures of"),
+        ({"crop_size": 32}, "`crop_size` makes images of"),
         ({"do_pad": True}, "`do_pad`"),
         ({"do_flip_channel_order": True}, "`do_flip_channel_order`"),
         ({"image_processor_type": "SiglipImageProcessor"}, "`image_processor_type` is 'SiglipImageProcessor'"),
