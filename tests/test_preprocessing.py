@@ -146,8 +146,13 @@ def test_a_processor_that_is_not_done_is_refused(wrong, says):
 
 
 def test_it_survives_open_clips_form():
-    for own in (preprocessing.from_side(64), preprocessing.Preprocessing((48, 80), "longest", "bilinear", 77 / 255), preprocessing.from_hps(preprocessing.from_side(32)),
-                preprocessing.from_transformers({"size": 70, "crop_size": 64}, 64, "it")):  # fmt: skip
+    examples = (
+        preprocessing.from_side(64),
+        preprocessing.Preprocessing((48, 80), "longest", "bilinear", 77 / 255),
+        preprocessing.from_hps(preprocessing.from_side(32)),
+        preprocessing.from_transformers({"size": 70, "crop_size": 64}, 64, "it"),
+    )
+    for own in examples:
         own = own._replace(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
         assert preprocessing.from_open_clip(preprocessing.to_open_clip(own), "it") == own
 
