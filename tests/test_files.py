@@ -126,6 +126,20 @@ def test_digests_tell_contents_apart_and_nothing_else(tmp_path):
     assert files.fingerprint(model) != before
 
 
+def test_a_fingerprint_sees_where_a_weight_is():
+    one, two = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+    two.load_state_dict({"weight": one.weight.T.clone(), "bias": one.bias})
+    assert (
+        files.fingerprint(one) != files.fingerprint(two) and len({files.fingerprint(one.bfloat16()), files.fingerprint(one.float())}) == 2
+    )
+
+
+def test_the_digest_of_code_names_a_module_that_is_not_there():
+    assert files.code("images", "tuning/lora") != files.code("images")
+    with pytest.raises(ValueError, match="icthp has no module 'pictures'"):
+        files.code("images", "pictures")
+
+
 def test_the_digest_of_code_ignores_comments(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "__file__", str(tmp_path / "files.py"))
     (tmp_path / "kernels").mkdir()
@@ -149,14 +163,14 @@ def test_a_folder_that_is_a_link_to_another_disk(tmp_path, monkeypatch):
     """The temporary folder lies inside, so that no rename crosses disks; "." is a folder too."""
     (tmp_path / "far").mkdir()
     (tmp_path / "model").symlink_to(tmp_path / "far", target_is_directory=True)
-    seen = []
+    folders = []
 
     def write(folder):
-        seen.append(folder.resolve())
+        folders.append(folder.resolve())
         (folder / "a").write_text("a", encoding="utf-8")
 
     files.atomic_folder(tmp_path / "model", write)
     monkeypatch.chdir(tmp_path / "far")
     files.atomic_folder(".", write)
-    assert all(folder.is_relative_to(tmp_path / "far") for folder in seen) and [p.name for p in (tmp_path / "far").iterdir()] == ["a"]
+    assert all(folder.is_relative_to(tmp_path / "far") for folder in folders) and [p.name for p in (tmp_path / "far").iterdir()] == ["a"]
     files.save_text(tmp_path / ("字" * 79), "a name of 237 bytes")

@@ -1,4 +1,4 @@
-"""What strangers bring: each case gave a silent wrong number, or ended a run, before it was mended."""
+"""Inputs from elsewhere: each case once gave a silent wrong number, or ended a run."""
 
 import io
 import json
@@ -21,7 +21,7 @@ from conftest import ROOT
 from icthp import images, kernels, pipelines, preprocessing, tables
 from icthp.data import audit, sources
 from icthp.evaluation import gallery, human_votes
-from icthp.scorers import clip, loading
+from icthp.scorers import loading, tokenizers
 from icthp.tuning import draft, lora, sampling, training
 
 PROMPTS = ["a red circle", "a blue square"]
@@ -53,10 +53,10 @@ def test_signed_numbers_and_dim_ones_are_refused(tmp_path):
 
 
 def test_a_path_longer_than_a_message_shows(tmp_path):
-    place = tmp_path / ("d" * 100) / ("e" * 100)
-    place.mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(place / ("a prompt as a name, " * 6 + ".png"))
-    table = gallery.read(str(place), tmp_path / "o")
+    folder = tmp_path / ("d" * 100) / ("e" * 100)
+    folder.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / ("a prompt as a name, " * 6 + ".png"))
+    table = gallery.read(str(folder), tmp_path / "o")
     assert gallery.score({"jpeg": loading.load("jpeg")}, table, tmp_path / "w").error.isna().all()
 
 
@@ -76,14 +76,12 @@ def test_a_file_name_of_letters_that_the_locale_does_not_have(tmp_path):
 def clip_of_transformers(tmp_path):
     """A tiny CLIPModel folder with a tokenizer of 49,408 tokens of its own."""
     shared = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, projection_dim=64)
-    text, vision = (
-        shared | dict(vocab_size=49408, max_position_embeddings=77, eos_token_id=49407),
-        shared | dict(image_size=32, patch_size=8),
-    )
+    text = shared | dict(vocab_size=49408, max_position_embeddings=77, eos_token_id=49407)
+    vision = shared | dict(image_size=32, patch_size=8)
     torch.manual_seed(0)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64)).eval()
     model.save_pretrained(tmp_path / "clip")
-    clip._in_transformers_format(open_clip.SimpleTokenizer()).save_pretrained(tmp_path / "clip")
+    tokenizers.to_transformers(open_clip.SimpleTokenizer()).save_pretrained(tmp_path / "clip")
     return model, tmp_path / "clip"
 
 
@@ -99,16 +97,17 @@ def test_a_folders_own_tokenizer_reads_the_prompt(clip_of_transformers):
     assert scorer.is_truncated(texts).tolist() == [False] * 4 + [True]
 
 
-@pytest.mark.parametrize("said", [{"default_to_square": True, "size": 32}, {"size": 32}, {"rescale_factor": 1 / 127.5}], ids=str)
-def test_processors_fields_that_were_not_read(said):
-    said = {"crop_size": 32, "do_center_crop": "default_to_square" not in said, "size": {"shortest_edge": 32}} | said
+@pytest.mark.parametrize("fields", [{"default_to_square": True, "size": 32}, {"size": 32}, {"rescale_factor": 1 / 127.5}], ids=str)
+def test_processors_fields_that_were_not_read(fields):
+    config = {"crop_size": 32, "do_center_crop": "default_to_square" not in fields, "size": {"shortest_edge": 32}} | fields
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8))
-    size = said["size"]
-    theirs = said | ({"size": {"height": size, "width": size} if said.get("default_to_square") else {"shortest_edge": size}}
-                     if isinstance(size, int) else {})  # fmt: skip
-    want = CLIPImageProcessor(**{k: v for k, v in theirs.items() if k != "default_to_square"})(image, return_tensors="pt").pixel_values
-    got = kernels.preprocess(images.read(image)[None], preprocessing.from_transformers(said, 32, "x"))
-    assert (got - want).abs().max() < 0.05
+    size = config["size"]
+    if isinstance(size, int):
+        size = {"height": size, "width": size} if config.get("default_to_square") else {"shortest_edge": size}
+    processor = CLIPImageProcessor(**{k: v for k, v in config.items() if k != "default_to_square"} | {"size": size})
+    expected = processor(image, return_tensors="pt").pixel_values
+    got = kernels.preprocess(images.read(image)[None], preprocessing.from_transformers(config, 32, "x"))
+    assert (got - expected).abs().max() < 0.05
 
 
 @pytest.mark.parametrize("factor", [None, "1/255", 0, -1])

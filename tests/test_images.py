@@ -1,4 +1,4 @@
-"""One reader of pictures: what it reads, what it refuses by name, what it starts, and how much memory it takes."""
+"""Reading images: what is read, what is refused by name, what it starts, and how much memory it takes."""
 
 import base64
 import io
@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -82,13 +83,13 @@ def test_a_deep_tiff_whose_white_is_zero_is_refused(tmp_path):
 def test_strips_are_joined_without_a_seam(tmp_path, monkeypatch):
     draw = np.random.default_rng(0).integers(0, 256, (37, 23, 4), dtype=np.uint8)
     deep = Image.fromarray((RAMP * 65535).astype(np.uint16))
-    whole_deep = images.read(deep)
+    expected_deep = images.read(deep)
     for mode in ("RGB", "RGBA", "L", "P", "CMYK", "1", "YCbCr", "LA"):
         image = Image.fromarray(draw, "RGBA").convert("RGB").convert(mode)
-        whole = np.asarray(image.convert("RGB"))
+        expected = np.asarray(image.convert("RGB"))
         monkeypatch.setattr(images, "STRIP", 23 * 5)
-        assert np.array_equal(images.read(image).permute(1, 2, 0).numpy(), whole), mode
-    assert torch.equal(images.read(deep), whole_deep)
+        assert np.array_equal(images.read(image).permute(1, 2, 0).numpy(), expected), mode
+    assert torch.equal(images.read(deep), expected_deep)
 
 
 def test_the_camera_and_the_first_frame(tmp_path):
@@ -103,6 +104,17 @@ def test_the_camera_and_the_first_frame(tmp_path):
     frames = [Image.new("RGB", (5, 5), colour) for colour in ("white", "black")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert images.read(tmp_path / "a.gif").min() == 255
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_photograph_is_read_upright(tmp_path, orientation):
+    """As datasets.Image() reads it, which applies the camera's orientation too."""
+    exif, file = Image.Exif(), tmp_path / "turned.png"
+    exif[0x0112] = orientation
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 40, 3), dtype=np.uint8)).save(file, exif=exif)
+    expected = datasets.Image().decode_example({"path": str(file), "bytes": None})
+    assert torch.equal(images.read(file), torch.from_numpy(np.array(expected)).permute(2, 0, 1))
+    assert images.read(file).shape == ((3, 20, 40) if orientation < 5 else (3, 40, 20))
 
 
 # ---- what is no picture -----------------------------------------------------------------------------------------
@@ -150,8 +162,8 @@ def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch):
         picture.save(buffer := io.BytesIO(), format)
         for _ in range(25):
             damaged = bytearray(buffer.getvalue())
-            for place in draw.integers(0, len(damaged), 20):
-                damaged[place] = draw.integers(256)
+            for i in draw.integers(0, len(damaged), 20):
+                damaged[i] = draw.integers(256)
             try:
                 images.read(io.BytesIO(damaged))
             except ValueError as error:
@@ -196,7 +208,7 @@ def test_a_folder_lists_all_that_is_read_and_counts_the_rest(tmp_path):
     assert table.attrs["left_out"] == {"hidden files": 1, "files without an ending": 1, "sub-folders": 1, "files that end in .txt": 2,
                                        "files that end in .heic": 1, "files that end in .eps": 1}  # fmt: skip
     scored = gallery.score({"jpeg": loading.load("jpeg")}, table, tmp_path / "store")
-    assert any("sub-folders (1)" in said and ".txt (2)" in said for said in gallery.account({"jpeg": loading.load("jpeg")}, scored))
+    assert any("sub-folders (1)" in line and ".txt (2)" in line for line in gallery.account({"jpeg": loading.load("jpeg")}, scored))
 
 
 def test_bytes_are_encoded_as_they_are():

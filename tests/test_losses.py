@@ -92,9 +92,9 @@ def released_inputs():
     """Five rows that a formula makes: unit features (images I1, I2, I3, easy, refined), labels by the paper, raw HP scores (5, 3)."""
     n = torch.arange(1, 201, dtype=torch.float64)
     features = F.normalize(((1.7 * n).sin() + (0.37 * n).cos()).view(5, 5, 8), dim=-1).float()
-    one, two, similar = (0.9 * torch.arange(15, dtype=torch.float64)).sin().abs().float().view(3, 5)
+    clip_1, clip_2, text_sim = (0.9 * torch.arange(15, dtype=torch.float64)).sin().abs().float().view(3, 5)
     hp = (2.3 * torch.arange(15, dtype=torch.float64)).sin().float().view(3, 5).T
-    return features[:3], *features[3:], *losses.ict_labels(one, two, similar, theta=1.0), hp
+    return features[:3], *features[3:], *losses.ict_labels(clip_1, clip_2, text_sim, theta=1.0), hp
 
 
 def test_the_released_criterion_gives_these_numbers():
@@ -128,7 +128,7 @@ def test_released_icthp_outweighs_hp_by_the_batch():
     assert losses.icthp_loss(ict, hp, activation="softmax", reduction="sum").item() == pytest.approx(0.6 * 256, rel=1e-5)
     assert losses.icthp_loss(ict, hp).item() == pytest.approx(0.6)
     with pytest.raises(ValueError, match="activation must be"):
-        losses.icthp_loss(ict, hp, activation="own")
+        losses.icthp_loss(ict, hp, activation="tanh")
 
 
 def test_preference_loss_is_the_cross_entropy_of_each_pair():
@@ -138,7 +138,7 @@ def test_preference_loss_is_the_cross_entropy_of_each_pair():
 
 
 def test_uncertain_loss_is_thurstones_probability():
-    """Against the simulated share of draws in which the better picture scores higher; a wide variance brings it to log 2."""
+    """Against the simulated fraction of draws in which the better picture scores higher; a wide variance brings it to log 2."""
     mean, log_variance = torch.tensor([[0.0, 0.5, 2.0]], dtype=torch.float64), torch.tensor([[-1.0, 0.3, 0.7]], dtype=torch.float64)
     draws = mean + (log_variance / 2).exp() * torch.randn(400_000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     simulated = -sum((draws[:, i + 1] > draws[:, i]).double().mean().log() for i in range(2))
@@ -150,9 +150,8 @@ def test_uncertain_loss_is_thurstones_probability():
 
 @pytest.mark.parametrize("loss", [losses.hp_loss, losses.preference_loss])
 def test_margin_and_preference_gradients(loss):
-    assert torch.autograd.gradcheck(
-        loss, torch.randn(6, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
-    )
+    scores = torch.randn(6, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert torch.autograd.gradcheck(loss, scores.requires_grad_())
 
 
 def test_theta_must_be_positive():
@@ -163,10 +162,9 @@ def test_theta_must_be_positive():
 # ---- shapes ----------------------------------------------------------------------------------------------------------
 
 
-def turned(data, **others):
-    """The arguments of ict_loss with some of them in another shape."""
-    names = ("images", "easy", "refined", "easy_labels", "refined_labels")
-    return dict(zip(names, data)) | others
+def by_name(data) -> dict:
+    """The arguments of ict_loss."""
+    return dict(zip(("images", "easy", "refined", "easy_labels", "refined_labels"), data))
 
 
 ICT_LOSSES = [losses.ict_loss, kernels.ict_loss, kernels.sharded_ict_loss]
@@ -179,19 +177,18 @@ ICT_LOSSES = [losses.ict_loss, kernels.ict_loss, kernels.sharded_ict_loss]
     {"refined": lambda x: x[None]}, {"easy_labels": lambda x: x.T}, {"refined_labels": lambda x: x[..., None]}])  # fmt: skip
 def test_the_ict_losses_refuse_other_shapes(loss, b, wrong):
     """One triplet's (3, 1) labels would broadcast to nonsense in silence."""
-    (name, turn), data = *wrong.items(), triplets(b, 8)
-    changed = turned(data)
-    changed[name] = turn(changed[name])
+    name, change = next(iter(wrong.items()))
+    data = by_name(triplets(b, 8))
+    data[name] = change(data[name])
     with pytest.raises(ValueError, match=rf"(images|{name}) must have the shape \(.*\).*, not \("):
-        loss(**changed)
+        loss(**data)
 
 
 @pytest.mark.parametrize("loss", ICT_LOSSES)
-def test_the_ict_losses_refuse_groups_and_weights_of_another_length(loss):
-    for name in ("groups", "sample_weights"):
-        for length in (1, 4, 6):  # one would broadcast
-            with pytest.raises(ValueError, match=rf"{name} must have the shape \(b\), b = 5, not \({length},\)"):
-                loss(*triplets(5, 8), **{name: torch.ones(length, dtype=torch.long)})
+def test_the_ict_losses_refuse_groups_of_another_length(loss):
+    for length in (1, 4, 6):  # one would broadcast
+        with pytest.raises(ValueError, match=rf"groups must have the shape \(b\), b = 5, not \({length},\)"):
+            loss(*triplets(5, 8), groups=torch.ones(length, dtype=torch.long))
 
 
 PAIR_LOSSES = {
@@ -200,7 +197,7 @@ PAIR_LOSSES = {
 
 
 @pytest.mark.parametrize("name", PAIR_LOSSES)
-def test_the_other_losses_refuse_what_is_no_three_scores_a_row(name):
+def test_the_other_losses_refuse_scores_that_are_not_three_a_row(name):
     for shape in ((3, 5), (5, 1, 3), (5, 4), (3,), (5,), ()):
         with pytest.raises(ValueError, match=rf"{name} must have the shape \(b, 3\)"):
             PAIR_LOSSES[name](torch.rand(shape))
@@ -231,18 +228,18 @@ def test_an_empty_batch_is_refused():
 
 
 def test_labels_are_made_of_columns():
-    one, two, similar = torch.rand(3, 5)
-    for columns in ((one[:, None], two, similar), (one, two[:1], similar), (one, two, similar[:, None])):
+    clip_1, clip_2, text_sim = torch.rand(3, 5)
+    for columns in ((clip_1[:, None], clip_2, text_sim), (clip_1, clip_2[:1], text_sim), (clip_1, clip_2, text_sim[:, None])):
         with pytest.raises(ValueError, match="must have the shape"):
             losses.ict_labels(*columns, theta=1.0)
-    assert losses.ict_labels(one[:0], two[:0], similar[:0], theta=1.0)[0].shape == (0, 3)
+    assert losses.ict_labels(clip_1[:0], clip_2[:0], text_sim[:0], theta=1.0)[0].shape == (0, 3)
 
 
 def test_losses_take_their_tensors_by_name():
     hp, data = torch.rand(5, 3), triplets(5, 8)
     assert losses.hp_loss(hp=hp) == losses.hp_loss(hp) and losses.preference_loss(scores=hp) == losses.preference_loss(hp)
     assert losses.uncertain_loss(log_variance=hp, mean=hp) == losses.uncertain_loss(hp, hp)
-    assert all(loss(**turned(data)) == loss(*data) for loss in ICT_LOSSES)
+    assert all(loss(**by_name(data)) == loss(*data) for loss in ICT_LOSSES)
 
 
 def test_the_product_is_computed_in_float32():

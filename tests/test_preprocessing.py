@@ -15,33 +15,34 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from icthp import images, kernels, preprocessing
 from icthp.data.triplets import Triplets, write_triplets
-from icthp.scorers import checkpoints, combined, loading
+from icthp.scorers import combined, configs, loading
 from icthp.scorers.hp import HpScorer, make_head
 
 SHAPES = [(90, 160), (160, 90), (20, 200), (200, 20), (33, 47), (64, 64), (100, 101), (641, 360), (480, 80)]  # (height, width)
 NEAR = 2 / 255 + 1e-6
 
 
-def picture(shape, seed=0):
+def noise_image(shape, seed=0):
     """Noise, whose edges overshoot, as a PIL image."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8))
 
 
-def stated(**said):
-    return {"size": 64, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)} | said
+def stated(**fields):
+    return {"size": 64, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)} | fields
 
 
-def apart(said: dict, shape) -> float:
-    """The largest difference from open_clip's own transform, of bytes and of floats, for pixels in [0, 1]."""
-    own, image = preprocessing.from_open_clip(said, "it"), picture(shape)
-    theirs = image_transform_v2(PreprocessCfg(**said), is_train=False)(image)
+def largest_difference(config: dict, shape) -> float:
+    """From open_clip's own transform, of bytes and of floats, for pixels in [0, 1]."""
+    own = preprocessing.from_open_clip(config, "it")
+    image = noise_image(shape)
+    expected = image_transform_v2(PreprocessCfg(**config), is_train=False)(image)
     pixels = images.read(image)[None]
-    ways = (
+    results = (
         kernels.preprocess(pixels, own),
         kernels.preprocess(pixels.float() / 255, own),
         preprocessing.resize_center_crop(pixels.float() / 255, own),
     )
-    return max((way[0] - theirs).abs().max().item() for way in ways)
+    return max((result[0] - expected).abs().max().item() for result in results)
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
@@ -49,27 +50,28 @@ def apart(said: dict, shape) -> float:
 @pytest.mark.parametrize("size", [64, (48, 80), (80, 48)])
 def test_it_is_open_clips_transform(mode, interpolation, size):
     """Every aspect, larger and smaller than the tower, on a border of grey."""
-    said = stated(size=size, resize_mode=mode, interpolation=interpolation, fill_color=77)
-    assert max(apart(said, shape) for shape in SHAPES) <= NEAR
+    config = stated(size=size, resize_mode=mode, interpolation=interpolation, fill_color=77)
+    assert max(largest_difference(config, shape) for shape in SHAPES) <= NEAR
 
 
 def test_every_pretrained_tag_is_matched_or_refused():
     """All that open_clip can download, by the config that each tag states; equal configs are tried once."""
     matched, refused, worst = 0, [], {}
     for name, tag in open_clip.list_pretrained():
-        config = open_clip.get_pretrained_cfg(name, tag)
-        said = {k: config[k] for k in ("mean", "std", "interpolation", "resize_mode", "fill_color", "mode") if config.get(k) is not None}
-        said["size"] = open_clip.get_model_config(name)["vision_cfg"]["image_size"]
+        tag_config = open_clip.get_pretrained_cfg(name, tag)
+        fields = ("mean", "std", "interpolation", "resize_mode", "fill_color", "mode")
+        config = {k: tag_config[k] for k in fields if tag_config.get(k) is not None}
+        config["size"] = open_clip.get_model_config(name)["vision_cfg"]["image_size"]
         try:
-            own = preprocessing.from_open_clip(said, f"{name}/{tag}")
+            own = preprocessing.from_open_clip(config, f"{name}/{tag}")
         except ValueError as error:
             refused.append(str(error))
             continue
         matched += 1
-        assert own.mean == tuple(said.get("mean", own.mean)) and own.std == tuple(said.get("std", own.std))
-        plain = {k: v for k, v in said.items() if k not in ("mean", "std")} | {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+        assert own.mean == tuple(config.get("mean", own.mean)) and own.std == tuple(config.get("std", own.std))
+        plain = {k: v for k, v in config.items() if k not in ("mean", "std")} | {"mean": (0.0,) * 3, "std": (1.0,) * 3}
         if str(plain) not in worst:
-            worst[str(plain)] = max(apart(plain, shape) for shape in ((180, 320), (320, 180)))
+            worst[str(plain)] = max(largest_difference(plain, shape) for shape in ((180, 320), (320, 180)))
     print(f"{matched} tags matched, {len(refused)} refused, {len(worst)} geometries, at most {max(worst.values()) * 255:.2f} of 255 apart")
     assert matched + len(refused) == len(open_clip.list_pretrained()) and matched == 196 and not refused
     assert max(worst.values()) <= NEAR
@@ -99,7 +101,7 @@ PROCESSORS = [
     {},
     {"crop_size": 64, "size": 64},
     {"size": {"shortest_edge": 80}},
-    {"size": {"shortest_edge": 48}},  # smaller than the crop: on black
+    {"size": {"shortest_edge": 48}},  # smaller than the crop: padded with black
     {"size": {"height": 70, "width": 90}},
     {"size": {"height": 64, "width": 64}, "do_center_crop": False},
     {"do_resize": False},
@@ -110,16 +112,17 @@ PROCESSORS = [
 ]
 
 
-@pytest.mark.parametrize("said", PROCESSORS, ids=str)
-def test_it_is_transformers_image_processor(said):
-    said = {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}} | said
-    processor, own = CLIPImageProcessor(**said), preprocessing.from_transformers(said, 64, "it")
+@pytest.mark.parametrize("fields", PROCESSORS, ids=str)
+def test_it_is_transformers_image_processor(fields):
+    config = {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}} | fields
+    processor = CLIPImageProcessor(**config)
+    own = preprocessing.from_transformers(config, 64, "it")
     for shape in SHAPES:
-        image = picture(shape)
-        theirs = processor(image, return_tensors="pt").pixel_values
+        image = noise_image(shape)
+        expected = processor(image, return_tensors="pt").pixel_values
         std = torch.tensor(own.std)[:, None, None]
         for pixels in (images.read(image)[None], images.to_pixels(image)[None]):
-            assert ((kernels.preprocess(pixels, own) - theirs) * std).abs().max() <= NEAR, shape
+            assert ((kernels.preprocess(pixels, own) - expected) * std).abs().max() <= NEAR, shape
 
 
 @pytest.mark.parametrize(
@@ -130,7 +133,7 @@ def test_it_is_transformers_image_processor(said):
         ({"resample": 1}, "`resample` is 1"),
         ({"size": {"longest_edge": 64}}, "`size`"),
         ({"size": {"shortest_edge": 64, "longest_edge": 128}}, "`size`"),
-        ({"crop_size": 32}, "`crop_size` makes pictures of"),
+        ({"crop_size": 32}, "`crop_size` makes images of"),
         ({"do_pad": True}, "`do_pad`"),
         ({"do_flip_channel_order": True}, "`do_flip_channel_order`"),
         ({"image_processor_type": "SiglipImageProcessor"}, "`image_processor_type` is 'SiglipImageProcessor'"),
@@ -143,8 +146,13 @@ def test_a_processor_that_is_not_done_is_refused(wrong, says):
 
 
 def test_it_survives_open_clips_form():
-    for own in (preprocessing.from_side(64), preprocessing.Preprocessing((48, 80), "longest", "bilinear", 77 / 255), preprocessing.from_hps(preprocessing.from_side(32)),
-                preprocessing.from_transformers({"size": 70, "crop_size": 64}, 64, "it")):  # fmt: skip
+    examples = (
+        preprocessing.from_side(64),
+        preprocessing.Preprocessing((48, 80), "longest", "bilinear", 77 / 255),
+        preprocessing.from_hps(preprocessing.from_side(32)),
+        preprocessing.from_transformers({"size": 70, "crop_size": 64}, 64, "it"),
+    )
+    for own in examples:
         own = own._replace(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
         assert preprocessing.from_open_clip(preprocessing.to_open_clip(own), "it") == own
 
@@ -153,17 +161,17 @@ def test_it_survives_open_clips_form():
 def test_hps_v2_fits_the_longer_side_of_a_tensor_on_black(shape):
     """By torchvision's tensor functions, as its publisher does it: resized, centred on 0, then normalised."""
     own = preprocessing.from_hps(preprocessing.from_side(64)._replace(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)))
-    pixels = images.to_pixels(picture(shape))
+    pixels = images.to_pixels(noise_image(shape))
     fitted = [round(n * 64 / max(shape)) for n in shape]
-    high, wide = (64 - n for n in fitted)
-    theirs = TF.resize(pixels, fitted, TF.InterpolationMode.BICUBIC)
-    theirs = TF.normalize(TF.pad(theirs, [wide // 2, high // 2, wide - wide // 2, high - high // 2], fill=0), own.mean, own.std)
-    for x in (pixels, images.read(picture(shape))):
-        assert (kernels.preprocess(x[None], own)[0] - theirs).abs().max() <= 1e-4
+    dh, dw = (64 - n for n in fitted)
+    resized = TF.resize(pixels, fitted, TF.InterpolationMode.BICUBIC)
+    expected = TF.normalize(TF.pad(resized, [dw // 2, dh // 2, dw - dw // 2, dh - dh // 2], fill=0), own.mean, own.std)
+    for x in (pixels, images.read(noise_image(shape))):
+        assert (kernels.preprocess(x[None], own)[0] - expected).abs().max() <= 1e-4
 
 
 def test_hpsv2_pads_where_its_architecture_cuts(clip_folder, tmp_path):
-    """Whatever lies in the folder: the rule is the publisher's; a scorer that is saved keeps it."""
+    """Whatever the folder states: the rule is the publisher's; a scorer that is saved keeps it."""
     hps, clip = loading.load("hpsv2", f"local-dir:{clip_folder}"), loading.load("clip", f"local-dir:{clip_folder}")
     assert hps.preprocessing == preprocessing.from_hps(clip.preprocessing)
     hps.save_pretrained(tmp_path)
@@ -171,7 +179,7 @@ def test_hpsv2_pads_where_its_architecture_cuts(clip_folder, tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"resize_mode": "squash"}, {"resize_mode": "longest", "fill_color": 90}, {"interpolation": "bilinear"}])
-def test_a_folders_own_recipe_is_followed(clip_folder, tmp_path, change):
+def test_a_folders_own_preprocessing_is_followed(clip_folder, tmp_path, change):
     """open_clip's own number for a picture that is no square, with its own transform; HP of the same folder reads the same pixels."""
     folder = tmp_path / "clip"
     shutil.copytree(clip_folder, folder)
@@ -179,20 +187,20 @@ def test_a_folders_own_recipe_is_followed(clip_folder, tmp_path, change):
     config["preprocess_cfg"] |= change
     (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
     model, transform = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
-    image, ids = picture((150, 210)), open_clip.get_tokenizer(f"local-dir:{folder}")(["a red circle"])
+    image, ids = noise_image((150, 210)), open_clip.get_tokenizer(f"local-dir:{folder}")(["a red circle"])
     with torch.no_grad():
-        theirs = (model.eval().encode_image(transform(image)[None], normalize=True) * model.encode_text(ids, normalize=True)).sum()
+        expected = (model.eval().encode_image(transform(image)[None], normalize=True) * model.encode_text(ids, normalize=True)).sum()
     scorer = loading.load("clip", f"local-dir:{folder}")
-    assert scorer.rank("a red circle", [image])[0][1] == pytest.approx(theirs.item(), abs=2e-3)
+    assert scorer.rank("a red circle", [image])[0][1] == pytest.approx(expected.item(), abs=2e-3)
     pixels = images.to_pixels(image)[None].requires_grad_()
     scorer.score(pixels, ["a red circle"]).sum().backward()
     assert pixels.grad.isfinite().all() and pixels.grad.abs().max() > 0
     plain = loading.load("clip", f"local-dir:{clip_folder}")
-    assert abs(plain.rank("a red circle", [image])[0][1] - theirs.item()) > 1e-3 or "interpolation" in change
+    assert abs(plain.rank("a red circle", [image])[0][1] - expected.item()) > 1e-3 or "interpolation" in change
     assert repr(plain) != repr(scorer)  # part of a cache's key
 
 
-def test_towers_of_other_recipes_do_not_share_a_resizing(clip_folder):
+def test_towers_of_other_preprocessing_do_not_share_a_resizing(clip_folder):
     ict, other = (loading.load("clip", f"local-dir:{clip_folder}") for _ in range(2))
     open_clip.set_model_preprocess_cfg(other.model, preprocessing.to_open_clip(other.preprocessing._replace(mode="squash")))
     pixels, prompts = torch.rand(2, 3, 90, 160), ["a", "b"]
@@ -207,13 +215,7 @@ def test_towers_of_other_recipes_do_not_share_a_resizing(clip_folder):
     torch.testing.assert_close(both.score(pixels, prompts), ict.score(pixels, prompts) * both.hp.score(pixels))
 
 
-def test_folding_keeps_the_border(clip_folder):
-    plain, folded = (loading.load("hpsv2", f"local-dir:{clip_folder}") for _ in range(2))
-    pixels = torch.rand(2, 3, 90, 160)
-    torch.testing.assert_close(folded.fold().score(pixels, ["a", "b"]), plain.score(pixels, ["a", "b"]), rtol=1e-4, atol=1e-5)
-
-
-# ---- what lies beside the weights -------------------------------------------------------------------------------------
+# ---- files beside the weights  -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -236,9 +238,9 @@ def test_a_transformers_folder_is_read_with_its_processor(transformers_folder, t
     folder = tmp_path / "clip"
     shutil.copytree(transformers_folder, folder)
     processor = CLIPImageProcessor(size={"height": 40, "width": 48}, crop_size=32, resample=2, image_mean=[0.4] * 3, image_std=[0.3] * 3)
-    said = json.loads(processor.to_json_string())
-    (folder / file).write_text(json.dumps(said if file.startswith("pre") else {"image_processor": said}), encoding="utf-8")
-    scorer, image = loading.load("clip", f"local-dir:{folder}"), picture((77, 150))
+    config = json.loads(processor.to_json_string())
+    (folder / file).write_text(json.dumps(config if file.startswith("pre") else {"image_processor": config}), encoding="utf-8")
+    scorer, image = loading.load("clip", f"local-dir:{folder}"), noise_image((77, 150))
     with torch.no_grad():
         out = CLIPModel.from_pretrained(folder)(
             input_ids=scorer.tokenizer(["a cat"]), pixel_values=processor(image, return_tensors="pt").pixel_values
@@ -262,22 +264,22 @@ def test_towers_that_would_be_built_wrongly_are_refused(transformers_folder, tmp
 
 def test_a_file_has_the_activation_of_the_config_beside_it(transformers_folder, tmp_path):
     """ARCH/file with and without a config.json or open_clip_config.json, which alone can say quick_gelu."""
-    config = checkpoints.model_config(f"local-dir:{transformers_folder}")
+    config = configs.model_config(f"local-dir:{transformers_folder}")
     (tmp_path / "arch").mkdir()
     (tmp_path / "arch/tiny-quick.json").write_text(json.dumps({k: v for k, v in config.items() if k != "quick_gelu"}), encoding="utf-8")
     open_clip.add_model_config(tmp_path / "arch")
     pixels, prompts = torch.rand(2, 3, 32, 32), ["a cat", "a dog"]
-    right = loading.load("clip", f"local-dir:{transformers_folder}").score(pixels, prompts)
+    expected = loading.load("clip", f"local-dir:{transformers_folder}").score(pixels, prompts)
     alone = tmp_path / "alone/model.safetensors"
     alone.parent.mkdir()
     shutil.copy(transformers_folder / "model.safetensors", alone)
     score = lambda: loading.load("clip", f"tiny-quick/{alone}").score(pixels, prompts)
-    assert (score() - right).abs().max() > 2e-4  # the file does not tell
-    for name, said in (("config.json", json.loads((transformers_folder / "config.json").read_text(encoding="utf-8"))),
+    assert (score() - expected).abs().max() > 2e-4  # the file does not tell
+    for name, contents in (("config.json", json.loads((transformers_folder / "config.json").read_text(encoding="utf-8"))),
                        ("open_clip_config.json", {"model_cfg": config, "preprocess_cfg": {"resize_mode": "squash"}})):  # fmt: skip
-        (alone.parent / name).write_text(json.dumps(said), encoding="utf-8")
-        torch.testing.assert_close(score(), right, rtol=1e-4, atol=1e-5)
-        assert checkpoints.model_config(f"tiny-quick/{alone}")["quick_gelu"]
+        (alone.parent / name).write_text(json.dumps(contents), encoding="utf-8")
+        torch.testing.assert_close(score(), expected, rtol=1e-4, atol=1e-5)
+        assert configs.model_config(f"tiny-quick/{alone}")["quick_gelu"]
     assert loading.load("clip", f"tiny-quick/{alone}").preprocessing.mode == "squash"
 
 
@@ -288,7 +290,7 @@ def test_a_file_has_the_activation_of_the_config_beside_it(transformers_folder, 
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
 def test_a_thin_picture_is_cut_before_it_is_enlarged(shape, mode):
     """The value is the slow twin's on the same picture, and next to nothing is allocated: the whole would be some 100 MB."""
-    own, image = preprocessing.Preprocessing((64, 64), mode), images.read(picture(shape))[None]
+    own, image = preprocessing.Preprocessing((64, 64), mode), images.read(noise_image(shape))[None]
     slow = preprocessing.resize_center_crop(image.double() / 255, own)
     sizes = []
 
@@ -312,19 +314,19 @@ def test_a_thin_picture_is_cut_before_it_is_enlarged(shape, mode):
     preprocessing.Preprocessing((28, 28), "shortest", resize=(32, 32), like="transformers"),
     preprocessing.Preprocessing((32, 32)),
 ], ids=str)  # fmt: skip
-def test_triplets_are_read_by_the_towers_own_recipe(own, tmp_path):
-    """Pictures that are no squares, kept for a tower and then read by it: what it makes of the picture itself, but for the rounding of
-    what is kept; the same where triplets of another recipe are scored."""
+def test_triplets_are_read_by_the_towers_own_preprocessing(own, tmp_path):
+    """Images that are no squares, cached for a tower and then read by it: the same as the tower makes of the image itself, up to the
+    rounding of the cache; the same for triplets of another preprocessing."""
     image = lambda k, h, w: images.encode(torch.rand(1, 3, h, w, generator=torch.Generator().manual_seed(k)))[0]
     labels = {"E1": 0.4, "E2": 0.8, "R1": 0.3, "R2": 0.6, "clip_1": 0.3, "clip_2": 0.6, "text_sim": 0.75, "seed": 0, "split": "t"}
     names = ("easy_prompt", "refined_prompt", "source_1", "source_2", "source_3")
     row = labels | dict.fromkeys(names, "a") | {"prompt_id": 0}
     row |= {"image_1": image(1, 60, 107), "image_2": image(2, 107, 60), "image_3": image(3, 64, 64)}
     write_triplets([row], tmp_path, "t")
-    whole = [images.to_pixels(io.BytesIO(row[f"image_{i}"]["bytes"]))[None] for i in (1, 2, 3)]
-    want = torch.cat([kernels.preprocess(p, own) for p in whole])
+    originals = [images.to_pixels(io.BytesIO(row[f"image_{i}"]["bytes"]))[None] for i in (1, 2, 3)]
+    want = torch.cat([kernels.preprocess(p, own) for p in originals])
     for triplets in (Triplets(tmp_path, "t", own), Triplets(tmp_path, "t", 16).read_as(own)):
         got = kernels.preprocess(triplets.pixels([0])[:, 0], own)
         assert got.shape == want.shape and (got - want).abs().max() <= 2.01 / 255
-        kept = triplets.cache(tmp_path / str(id(triplets)))
-        assert (kernels.preprocess(kept.pixels([0])[:, 0], own) - want).abs().max() <= 2.6 / 255
+        cached = triplets.cache(tmp_path / str(id(triplets)))
+        assert (kernels.preprocess(cached.pixels([0])[:, 0], own) - want).abs().max() <= 2.6 / 255

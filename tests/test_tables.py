@@ -87,8 +87,8 @@ def test_what_is_wrong_is_said_in_one_sentence_with_the_file(tmp_path, name, con
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError) as caught:
         images.read_table(tmp_path / name)
-    said = str(caught.value)
-    assert said.startswith(str(tmp_path / name)) and says in said and "\n" not in said
+    message = str(caught.value)
+    assert message.startswith(str(tmp_path / name)) and says in message and "\n" not in message
 
 
 def test_a_prompt_of_a_parquet_table_must_be_text(tmp_path):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and files need it for `finge
 
 def atomic(path, write: Callable[[Path], object]) -> Path:
     """Call write(temporary path beside `path`), flush it to the disk, then rename: `path` is the old file or the new, never half, and any
-    number of runs may write it at once. Returns `path`. Where write fails nothing is left; OSError names `path` where the disk failed."""
+    number of runs may write it at once. Returns `path`. A write that fails leaves nothing; OSError names `path` if the disk failed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.partial{path.suffix}")
@@ -41,7 +41,7 @@ def save_text(path, text: str) -> Path:
 
 
 def save_json(path, value) -> Path:
-    """`atomic`; ValueError names the file where a number is NaN or infinite, which JSON does not know."""
+    """`atomic`; ValueError names the file for a NaN or infinite number, which JSON does not know."""
     try:
         text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
@@ -49,31 +49,51 @@ def save_json(path, value) -> Path:
     return save_text(path, text + "\n")
 
 
+def read_json(path) -> dict:
+    """The JSON object in a file. FileNotFoundError, or ValueError that names a file with anything else."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, not fields")
+    return value
+
+
 def atomic_folder(folder, write: Callable[[Path], object]) -> Path:
-    """Call write(temporary folder inside `folder`), then rename each of its files into `folder`, which keeps its other files. Where write
-    fails, `folder` is as it was, and OSError names it where the disk failed. One run at a time may write a folder."""
-    folder, missing = Path(folder), not Path(folder).exists()
+    """Call write(temporary folder inside `folder`), then rename each of its files into `folder`, which keeps its other files. A write
+    that fails leaves `folder` as it was, and OSError names it if the disk failed. One run at a time may write a folder."""
+    folder = Path(folder)
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".????????.partial"):  # by a run that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    partial = folder / f".{secrets.token_hex(4)}.partial"  # on the same disk, also where the folder is a link or a mount
+    for leftover in folder.glob(".????????.partial"):  # of a run that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial = folder / f".{secrets.token_hex(4)}.partial"  # on the same disk, even if the folder is a link or a mount
     try:
         partial.mkdir()
         write(partial)
-        written = sorted(file for file in partial.rglob("*") if file.is_file())
-        for file in written:
-            _flush(file)
-        for file in written:
-            place = folder / file.relative_to(partial)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, place)
+        _move_files(partial, folder)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise OSError(f"{folder} could not be written; what was there before is untouched: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if missing and not any(folder.iterdir()):
+        if is_new and not any(folder.iterdir()):
             folder.rmdir()
     return folder
+
+
+def _move_files(source: Path, target: Path) -> None:
+    """Flush all files of a folder, then rename them into another on the same disk."""
+    written = sorted(file for file in source.rglob("*") if file.is_file())
+    for file in written:
+        _flush(file)
+    for file in written:
+        destination = target / file.relative_to(source)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, destination)
 
 
 def _flush(file: Path) -> None:
@@ -86,33 +106,39 @@ def _flush(file: Path) -> None:
 
 
 def digest(*parts) -> str:
-    """20 hexadecimal digits of plain values (JSON's types), bytes and paths; of a path its file's contents count, not its name."""
-    whole = hashlib.sha256()
+    """20 hexadecimal digits of plain values (JSON's types), bytes and paths; a path counts by its file's contents."""
+    total = hashlib.sha256()
     for part in parts:
-        one = hashlib.sha256()
-        if isinstance(part, Path):
-            with open(part, "rb") as file:
-                one = hashlib.file_digest(file, "sha256")
-        else:
-            one.update(part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode())
-        whole.update(one.digest())
-    return whole.hexdigest()[:20]
+        total.update(_sha256(part))
+    return total.hexdigest()[:20]
+
+
+def _sha256(part) -> bytes:
+    if isinstance(part, Path):
+        with open(part, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    return hashlib.sha256(part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode()).digest()
 
 
 def fingerprint(model: "torch.nn.Module") -> str:
     """A digest of a model's weights: their names, types, shapes and bytes."""
     import torch
 
-    whole = hashlib.sha256()
+    total = hashlib.sha256()
     for name, p in model.state_dict().items():
-        whole.update(f"{name} {p.dtype} {tuple(p.shape)}".encode())
-        whole.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return whole.hexdigest()
+        total.update(f"{name} {p.dtype} {tuple(p.shape)}".encode())
+        total.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 @functools.cache
 def code(*modules: str) -> str:
     """A digest of the named modules and packages of icthp ("images", "data.triplets", ...) and of all those that they import, as Python
-    reads them: comments, docstrings and layout do not count. It belongs into the key of a file that is kept between runs."""
-    found = reached("\n".join(f"import icthp.{name}" for name in modules), Path(__file__).parents[1])
+    reads them: comments, docstrings and layout do not count. It belongs into the key of a cached file that depends on them. ValueError
+    for a name without a file."""
+    lib = Path(__file__).parents[1]
+    for name in modules:
+        if not lib.joinpath("icthp", *name.split(".")).with_suffix(".py").exists() and not (lib / "icthp" / name.replace(".", "/")).is_dir():
+            raise ValueError(f"icthp has no module {name!r}")
+    found = reached("\n".join(f"import icthp.{name}" for name in modules), lib)
     return digest({name: code_digest(file.read_text(encoding="utf-8")) for name, file in found.items()})

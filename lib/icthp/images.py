@@ -1,4 +1,4 @@
-"""Pictures as files and as tensors (b, 3, h, w) in [0, 1], and tables that name them."""
+"""Images as files and as tensors (b, 3, h, w) in [0, 1], and tables that name them."""
 
 import io
 import os
@@ -17,22 +17,25 @@ from icthp import kernels
 from icthp.preprocessing import from_side
 from icthp.tables import read_columns
 
-# Raster formats that Pillow decodes itself. Others start a program (EPS: Ghostscript), need a plugin, or recognise nearly any bytes.
+# Raster formats that Pillow decodes itself. Others start a program (EPS: Ghostscript), need a plugin, or accept nearly any bytes.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "QOI")
 SUFFIXES = tuple(sorted(suffix for suffix, format in Image.registered_extensions().items() if format in (*FORMATS, "MPO")))
-MAX_PIXELS = 120_000_000  # pixels of a picture that is read: while they are decoded they need 7 or 8 bytes each, 1 GB at most
-STRIP = 1 << 20  # pixels that are turned to RGB at once
+MAX_PIXELS = 120_000_000  # of an image that is read: decoding needs 7 or 8 bytes a pixel, 1 GB at most
+BITS, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT = 258, 262, 284, 339  # tags of TIFF
+STRIP = 1 << 20  # pixels that are converted to RGB at once
 
 
 def encode(pixels: Tensor, format: str = "PNG", **options) -> list[dict]:
-    """Pixels (b, 3, h, w), float in [0, 1] or uint8, as file contents, in the form that datasets.Image() stores."""
-    return [{"bytes": _file(p, format, **options), "path": None} for p in pixels]
+    """Pixels (b, 3, h, w), float in [0, 1] or uint8, as file contents, in the form that datasets.Image() stores. options: of Pillow's
+    save."""
+    return [{"bytes": _encode_one(p, format, **options), "path": None} for p in pixels]
 
 
-def _file(pixels: Tensor, format: str, **options) -> bytes:
-    """The file contents of one picture (3, h, w)."""
-    whole = pixels if pixels.dtype == torch.uint8 else pixels.clamp(0, 1).mul(255).round().byte()
-    Image.fromarray(whole.permute(1, 2, 0).contiguous().cpu().numpy()).save(buffer := io.BytesIO(), format, **options)
+def _encode_one(pixels: Tensor, format: str, **options) -> bytes:
+    """The file contents of one image (3, h, w)."""
+    levels = pixels if pixels.dtype == torch.uint8 else pixels.clamp(0, 1).mul(255).round().byte()
+    buffer = io.BytesIO()
+    Image.fromarray(levels.permute(1, 2, 0).contiguous().cpu().numpy()).save(buffer, format, **options)
     return buffer.getvalue()
 
 
@@ -40,103 +43,108 @@ def _file(pixels: Tensor, format: str, **options) -> bytes:
 
 
 @contextmanager
-def opened(picture) -> Iterator[Image.Image]:
-    """A PIL image, a path or an open file as Pillow's image, which is decoded when it is used. ValueError names the picture where it
-    cannot be opened, and whatever goes wrong with it inside the `with`."""
+def opened(source) -> Iterator[Image.Image]:
+    """A PIL image, a path or an open file as Pillow's image, which is decoded when it is used. ValueError names the image if it cannot
+    be opened, and for any error inside the `with`."""
     try:
-        if isinstance(picture, Image.Image):
-            yield picture
+        if isinstance(source, Image.Image):
+            yield source
             return
-        with _file_of(picture) as file, Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(
-                    f"it has {image.width} x {image.height} pixels, and at most {MAX_PIXELS // 10**6} million are read; scale it down"
-                )
+        with _open_file(source) as file, Image.open(file, formats=FORMATS) as image:
+            _check_size(image)
             yield image
-    except Exception as error:  # decoders raise what they like: AVIF RuntimeError, EXIF TypeError and struct.error
-        raise ValueError(f"{printable(picture)} cannot be read: {_why(error)}") from error
+    except Exception as error:  # decoders raise anything: AVIF RuntimeError, EXIF TypeError and struct.error
+        raise ValueError(f"{printable(source)} cannot be read: {_reason(error)}") from error
 
 
-def _file_of(picture):
+def _check_size(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        limit = f"at most {MAX_PIXELS // 10**6} million are read; scale it down"
+        raise ValueError(f"it has {image.width} x {image.height} pixels, and {limit}")
+
+
+def _open_file(source):
     """An open file. Pillow gets no path: it would map a raw TIFF into memory with the sides that its orientation swaps."""
-    if hasattr(picture, "read"):
-        return nullcontext(picture)
-    path = _bytes_of(picture)
+    if hasattr(source, "read"):
+        return nullcontext(source)
+    path = _path_bytes(source)
     if not os.path.isfile(path):  # a pipe or a device would never end
         hint = "; a name that is not UTF-8 is shown with \\x.., rename such a file" if b"\\x" in path else ""
         raise ValueError(("it is not a regular file" if os.path.exists(path) else "there is no such file") + hint)
     return open(path, "rb")
 
 
-def _bytes_of(path) -> bytes:
+def _path_bytes(path) -> bytes:
     """A path as the disk has it, whatever the locale."""
     return os.fspath(path).encode("utf-8", "surrogateescape")
 
 
 def path_text(path) -> str:
     """A path as text that a table can hold."""
-    return _bytes_of(path).decode(errors="backslashreplace")
+    return _path_bytes(path).decode(errors="backslashreplace")
 
 
-def printable(picture) -> str:
-    """How a message names a picture: a path as printable text, the end of it where it is long."""
-    if isinstance(picture, Image.Image) or hasattr(picture, "read"):
+def printable(source) -> str:
+    """How a message names an image: its path as printable text, of a long one the end."""
+    if isinstance(source, Image.Image) or hasattr(source, "read"):
         return "the picture"
-    text = path_text(picture)
+    text = path_text(source)
     return text if len(text) <= 300 else f"...{text[-300:]}"
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return f"its contents are none of {', '.join(FORMATS)}"
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__  # of an OSError without the name again
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__  # an OSError's without the file's name
 
 
-def read(picture) -> Tensor:
-    """A PIL image, a path or an open file -> (3, h, w) uint8, upright (EXIF), the first frame. Deep greys keep their range: 16 bits, whole
-    numbers from 0 to 65535, floats in [0, 1]; transparency is dropped. ValueError names a picture that cannot be read, has more than MOST
-    pixels or other numbers."""
-    with opened(picture) as image:
-        white = _white(image)  # whose tags a turned picture has lost
-        return torch.from_numpy(_array(exif_transpose(image), white)).permute(2, 0, 1)
+def read(source) -> Tensor:
+    """A PIL image, a path or an open file -> (3, h, w) uint8, turned upright (EXIF), the first frame. Deep greys keep their range: 16
+    bits, integers from 0 to 65535, floats in [0, 1]; transparency is dropped. ValueError names an image that cannot be read, has more
+    than MAX_PIXELS pixels, or numbers of another range."""
+    with opened(source) as image:
+        white = _white_level(image)  # before it is turned, which drops the tags
+        return torch.from_numpy(_to_array(exif_transpose(image), white)).permute(2, 0, 1)
 
 
-def to_pixels(picture) -> Tensor:
+def to_pixels(source) -> Tensor:
     """The same as float32 in [0, 1]."""
-    return read(picture).float() / 255
+    return read(source).float() / 255
 
 
-def to_image(picture) -> Image.Image:
+def to_image(source) -> Image.Image:
     """The same as a PIL image in RGB."""
-    return Image.fromarray(read(picture).permute(1, 2, 0).numpy())
+    return Image.fromarray(read(source).permute(1, 2, 0).numpy())
 
 
-def _array(image: Image.Image, white: float | None) -> np.ndarray:
-    """(h, w, 3) uint8, strip by strip, for a large picture should be in memory once."""
+def _to_array(image: Image.Image, white: float | None) -> np.ndarray:
+    """(h, w, 3) uint8, strip by strip, so that a large image is in memory once."""
     width, height = image.size
     if not width or not height:
         raise ValueError(f"it has {width} x {height} pixels")
-    out, rows = np.empty((height, width, 3), np.uint8), max(1, STRIP // width)
+    out = np.empty((height, width, 3), np.uint8)
+    rows = max(1, STRIP // width)
     for top in range(0, height, rows):
         strip = image.crop((0, top, width, min(top + rows, height)))
-        out[top : top + rows] = strip.convert("RGB") if white is None else _grey(np.asarray(strip), white)[..., None]
+        out[top : top + rows] = strip.convert("RGB") if white is None else _scale_grey(np.asarray(strip), white)[..., None]
     return out
 
 
-def _white(image: Image.Image) -> float | None:
+def _white_level(image: Image.Image) -> float | None:
     """The number that is white in a mode of deep greys, None for other modes."""
     tags = getattr(image, "tag_v2", {})
-    deepest = max(tags.get(258, (8,)))
-    if 2 in tags.get(339, ()) and deepest <= 16 or deepest > 8 and tags.get(284) == 2:
+    depth = max(tags.get(BITS, (8,)))
+    if 2 in tags.get(SAMPLE_FORMAT, ()) and depth <= 16 or depth > 8 and tags.get(PLANAR) == 2:
         raise ValueError("this TIFF holds signed numbers, or deep colours plane by plane; save it with 8 bits")
     tags = tags if image.mode[0] in "IF" else {}
-    if tags.get(262) == 0:  # Pillow turns such pictures round only where they have 8 bits
+    if tags.get(PHOTOMETRIC) == 0:  # Pillow inverts such images only if they have 8 bits
         raise ValueError("in this TIFF of deep greys white is 0; save it with black as 0")
     if image.mode.startswith("I;16"):
-        return 4095 if tags.get(258) == (12,) else 65535
+        return 4095 if tags.get(BITS) == (12,) else 65535
     if image.mode not in ("I", "F"):
         return None
-    (low, high), (mode, white) = image.getextrema(), {"I": ("whole numbers", 65535), "F": ("floats", 1)}[image.mode]
+    low, high = image.getextrema()
+    mode, white = ("whole numbers", 65535) if image.mode == "I" else ("floats", 1)
     if not 0 <= low <= high <= white:
         raise ValueError(f"its {mode} go from {low:.6g} to {high:.6g}, and only 0 to {white} has a meaning; scale it")
     if image.mode == "I" and image.format != "PPM" and 0 < high < 4096:
@@ -144,19 +152,19 @@ def _white(image: Image.Image) -> float | None:
     return white
 
 
-def _grey(values: np.ndarray, white: float) -> np.ndarray:
+def _scale_grey(values: np.ndarray, white: float) -> np.ndarray:
     if np.isnan(values).any():
         raise ValueError("a float in it is not a number")
     return (values * (255 / white)).round().astype(np.uint8)
 
 
 def exif_transpose(image: Image.Image) -> Image.Image:
-    """Turned as its camera says (EXIF), as datasets.Image() turns it too."""
+    """Turned upright by its EXIF orientation, as datasets.Image() does."""
     return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
 
 
 def decode_error(contents: bytes | None) -> str:
-    """Why the contents of a picture file cannot be read, "" if they can."""
+    """Why the contents of an image file cannot be read, "" if they can."""
     try:
         read(io.BytesIO(contents or b""))
     except ValueError as error:
@@ -164,44 +172,48 @@ def decode_error(contents: bytes | None) -> str:
     return ""
 
 
-def stack(pictures, size=None) -> Tensor:
-    """Pictures or paths -> (n, 3, h, w) in [0, 1]; each through `fit_square`, as bytes, when a side or a Recipe is given."""
-    fit = lambda t: t.float() / 255 if size is None else kernels.preprocess(t[None], from_side(size).without_normalization)[0]
-    return torch.stack([fit(read(p)) for p in pictures])
+def stack(sources, size=None) -> Tensor:
+    """PIL images, paths or open files -> (n, 3, h, w) in [0, 1]. size: a side or a Preprocessing, by which each is resized as bytes."""
+    return torch.stack([_resized(read(source), size) for source in sources])
+
+
+def _resized(image: Tensor, size) -> Tensor:
+    """(3, h, w) uint8 in [0, 1], resized if `size` is given."""
+    return image.float() / 255 if size is None else kernels.preprocess(image[None], from_side(size).without_normalization)[0]
 
 
 def read_table(source) -> pd.DataFrame:
-    """A folder of pictures, or a table with a column `image` (paths relative to the table) and perhaps `prompt` -> a frame
-    with columns image (full path) and prompt (None where there is none). What of a folder is not among its rows is counted in
-    attrs["left_out"], {what: how many}."""
+    """A folder of images, or a table with a column `image` (paths relative to the table) and perhaps `prompt` -> a frame
+    with columns image (full path) and prompt (None if there is none). Other entries of a folder are counted in
+    attrs["left_out"], {reason: count}."""
     source = Path(source)
     if source.is_dir():
         return _read_folder(source)
     table = read_columns(source, ["image"], optional=["prompt"])
-    return table if "prompt" in table else table.assign(prompt=pd.Series([None] * len(table), dtype=object))
+    return table if "prompt" in table else table.assign(prompt=_no_prompts(len(table)))
+
+
+def _no_prompts(n: int) -> pd.Series:
+    return pd.Series([None] * n, dtype=object)
 
 
 def _read_folder(folder: Path) -> pd.DataFrame:
     entries = sorted(folder.iterdir())
     files = [path_text(p) for p in entries if not skip_reason(p)]
-    table = pd.DataFrame({"image": files, "prompt": pd.Series([None] * len(files), dtype=object)})
+    table = pd.DataFrame({"image": files, "prompt": _no_prompts(len(files))})
     table.attrs["left_out"] = dict(Counter(reason for p in entries if (reason := skip_reason(p))))
     return table
 
 
 def skip_reason(path: Path) -> str:
-    """Why an entry of a folder is not read as a picture, "" if it is."""
+    """Why an entry of a folder is not read as an image, "" if it is."""
     if path.is_dir():
         return "sub-folders"
     if path.name.startswith("."):
         return "hidden files"
-    return (
-        ""
-        if path.suffix.lower() in SUFFIXES
-        else f"files that end in {printable(path.suffix)}"
-        if path.suffix
-        else "files without an ending"
-    )
+    if not path.suffix:
+        return "files without an ending"
+    return "" if path.suffix.lower() in SUFFIXES else f"files that end in {printable(path.suffix)}"
 
 
 def read_levels(source, levels: list[str]) -> pd.DataFrame:
@@ -210,8 +222,8 @@ def read_levels(source, levels: list[str]) -> pd.DataFrame:
 
 
 def common_side(paths) -> int:
-    """The shortest side of all the pictures at these paths that can be opened, to which none needs to be enlarged; only their headers are
-    read. ValueError where none can be opened."""
+    """The shortest side in pixels of all images at these paths that can be opened, the largest to which none needs to be enlarged; only
+    their headers are read. ValueError if none can be opened."""
     sides = []
     for path in paths:
         with suppress(ValueError), opened(path) as image:
@@ -222,8 +234,9 @@ def common_side(paths) -> int:
 
 
 def jpeg_bytes(pixels: Tensor, quality: int = 95) -> Tensor:
-    """(b, 3, h, w), float in [0, 1] or uint8 -> (b,) float32 bytes of the JPEG file, 4:2:0, as DDPO's incompressibility reward."""
-    return torch.tensor([len(_file(p, "JPEG", quality=quality)) for p in pixels.detach()], dtype=torch.float32)
+    """(b, 3, h, w), float in [0, 1] or uint8 -> (b,) float32 bytes of the JPEG file, 4:2:0: DDPO's incompressibility reward
+    (arXiv 2305.13301)."""
+    return torch.tensor([len(_encode_one(p, "JPEG", quality=quality)) for p in pixels.detach()], dtype=torch.float32)
 
 
 def statistics(pixels: Tensor) -> dict[str, Tensor]:
@@ -236,6 +249,6 @@ def statistics(pixels: Tensor) -> dict[str, Tensor]:
     grey = 0.299 * r + 0.587 * g + 0.114 * b
     opponents = torch.stack([r - g, (r + g) / 2 - b], 1).flatten(2)
     colourfulness = opponents.std(2, correction=0).norm(dim=1) + 0.3 * opponents.mean(2).norm(dim=1)
-    around = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
+    neighbours = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
     return {"brightness": grey.flatten(1).mean(1), "contrast": grey.flatten(1).std(1, correction=0), "colourfulness": colourfulness,
-            "sharpness": (around - 4 * grey[:, 1:-1, 1:-1]).flatten(1).var(1, correction=0)}  # fmt: skip
+            "sharpness": (neighbours - 4 * grey[:, 1:-1, 1:-1]).flatten(1).var(1, correction=0)}  # fmt: skip

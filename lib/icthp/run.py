@@ -22,6 +22,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from icthp.params import KINDS, coerce, parse_arguments, read_params
+from icthp.project import project_root
 
 TRAINING = ("seed", "precision")  # what every training takes of them
 KERNEL = Config(KernelManager={"transport_encryption": "auto"})  # without it every kernel warns that others may listen
@@ -32,18 +33,11 @@ SHARED = "shared"  # the section whose values a notebook takes when it declares 
 # ---- the project and its code -----------------------------------------------------------------------------------
 
 
-def project(here: Path) -> Path | None:
-    """The nearest folder, `here` or above it, with params.yaml, dvc.yaml and lib; where none has all, the nearest with params.yaml."""
-    above = [here, *here.parents]
-    whole = (p for p in above if all((p / name).exists() for name in ("params.yaml", "dvc.yaml", "lib")))
-    return next(whole, None) or next((p for p in above if (p / "params.yaml").exists()), None)
-
-
 def enter_project() -> Path:
-    """Make the project's root (see `project`) the working directory, in any front end. FileNotFoundError outside of one; ImportError
+    """Make the project's root the working directory, in any front end. FileNotFoundError outside of one; ImportError
     where the root has an icthp of its own and another one runs, as with one environment for two checkouts."""
     here = Path.cwd()
-    root = project(here)
+    root = project_root(here)
     if root is None:
         raise FileNotFoundError(f"no params.yaml in {here} or above it: open the notebook inside the project")
     if foreign(root):
@@ -62,7 +56,7 @@ def foreign(root: Path) -> bool:
 def own_code() -> None:
     """For a script, before anything else: begin again with the project's own icthp where another one was imported, as in a git worktree
     or in an experiment that dvc runs in a folder of its own. Once: what still runs another one then is refused by `enter_project`."""
-    root = project(Path.cwd())
+    root = project_root(Path.cwd())
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if root and foreign(root) and paths[0] != str(root / "lib"):
         os.environ["PYTHONPATH"] = os.pathsep.join([str(root / "lib"), *filter(None, paths)])

@@ -1,5 +1,5 @@
-"""Tables and lists that people bring: csv, jsonl, json, parquet and plain lines, in UTF-8. No type is guessed: a cell of a csv is the text
-that it holds, an empty one is missing, and the caller declares which columns are numbers. ValueError names the file and its line or row."""
+"""Tables and lists that people bring: csv, jsonl, json, parquet and plain lines, in UTF-8. No type is guessed: a cell of a csv is its
+text, an empty one is missing, and the caller declares which columns are numbers. ValueError names the file and its line or row."""
 
 import contextlib
 import csv
@@ -27,19 +27,20 @@ def decoded(file) -> str:
 
 
 def read_lines(file) -> list[str]:
-    """The lines of a file that are not blank. Only a line feed ends one, with or without a carriage return: U+2028 may stand in a text."""
+    """The lines of a file, without blank ones. Only a line feed ends one, with or without a carriage return: a text may hold U+2028."""
     return [line for _, line in _lines(file)]
 
 
 def _lines(file) -> list[tuple[int, str]]:
+    """(its number from 1, text) of each line that is not blank."""
     numbered = enumerate(decoded(file).split("\n"), 1)
     return [(i, line.removesuffix("\r")) for i, line in numbered if line.strip()]
 
 
-def read_csv(file, names: list[str] | None = None, **form) -> pd.DataFrame:
-    """A frame of texts, None where a cell is empty. names: the columns, where the file's first line does not name them. form: csv.reader's,
-    where it is not the usual one."""
-    rows = _csv_rows(file, form)
+def read_csv(file, names: list[str] | None = None, **dialect) -> pd.DataFrame:
+    """A frame of texts, None for an empty cell. names: the columns, for a file whose first line does not name them. dialect: of
+    csv.reader, such as delimiter."""
+    rows = _csv_rows(file, dialect)
     if names is None:
         if not rows:
             raise ValueError(f"{file} is empty; its first line must name the columns")
@@ -51,13 +52,13 @@ def read_csv(file, names: list[str] | None = None, **form) -> pd.DataFrame:
     return pd.DataFrame([[cell or None for cell in row] for _, row in rows], columns=names, dtype=object)
 
 
-def _csv_rows(file, form: dict) -> list[tuple[int, list[str]]]:
-    """(the line that it ends on, cells) of each row that is not blank."""
-    reader = csv.reader(io.StringIO(decoded(file), newline=""), strict=True, **form)
+def _csv_rows(file, dialect: dict) -> list[tuple[int, list[str]]]:
+    """(number of its last line, cells) of each row that is not blank."""
+    parser = csv.reader(io.StringIO(decoded(file), newline=""), strict=True, **dialect)
     try:
-        return [(reader.line_num, row) for row in reader if row]
+        return [(parser.line_num, row) for row in parser if row]
     except csv.Error as error:
-        raise ValueError(f"{file}, line {reader.line_num} is no csv: {error}") from error
+        raise ValueError(f"{file}, line {parser.line_num} is no csv: {error}") from error
 
 
 def read_jsonl(file) -> list[tuple[int, dict]]:
@@ -88,68 +89,84 @@ def read_json(file) -> list[dict]:
 
 
 def _frame(rows: list[dict]) -> pd.DataFrame:
-    """Values as they are: no column of theirs changes its type. Rows without a column have None there."""
-    names = {name: 0 for row in rows for name in row}
+    """The rows with their values unchanged in columns of objects; None for a column that a row lacks."""
+    names = dict.fromkeys(name for row in rows for name in row)
     return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=object) for name in names})
 
 
 def _read_parquet(file) -> pd.DataFrame:
     try:
         return pd.read_parquet(file).reset_index(drop=True)
-    except Exception as error:  # pyarrow's, and pandas' for metadata that lies
+    except Exception as error:  # pyarrow's errors, and pandas' for wrong metadata
         raise ValueError(f"{file} cannot be read as parquet: {str(error).partition(chr(10))[0]}") from error
 
 
-TABLES = {".csv": read_csv, ".parquet": _read_parquet, ".jsonl": lambda file: _frame([row for _, row in read_jsonl(file)]),
-          ".json": lambda file: _frame(read_json(file))}  # fmt: skip
+def _read_jsonl_frame(file) -> pd.DataFrame:
+    return _frame([row for _, row in read_jsonl(file)])
+
+
+def _read_json_frame(file) -> pd.DataFrame:
+    return _frame(read_json(file))
+
+
+TABLES = {".csv": read_csv, ".parquet": _read_parquet, ".jsonl": _read_jsonl_frame, ".json": _read_json_frame}
 
 
 def read_columns(source, files: list[str], texts=(), numbers=(), optional=()) -> pd.DataFrame:
-    """A table whose columns `files` name pictures relative to it, in the frame with their full paths; the others as `declared` has them.
+    """A table whose columns `files` name images relative to it -> the frame with their full paths, other columns as in `declared`.
     FileNotFoundError, or ValueError for another format and what `declared` refuses."""
     source = Path(source)
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist: give a folder of pictures or a table")
-    if source.suffix.lower() not in TABLES:
+    suffix = source.suffix.lower()
+    if suffix not in TABLES:
         raise ValueError(f"{source} is neither a folder nor a table: it must end in {', '.join(TABLES)}")
-    table = declared(source, TABLES[source.suffix.lower()](source), texts, numbers, optional, files)
+    table = declared(source, TABLES[suffix](source), texts, numbers, optional, files)
     return table.assign(**{name: [str(source.parent / path) for path in table[name]] for name in files})
 
 
 def declared(source, table: pd.DataFrame, texts=(), numbers=(), optional=(), files=()) -> pd.DataFrame:
     """The table of a file, its columns as the caller declares them: `texts` and `files` are filled in every row; `numbers` become float64,
-    NaN where empty; `optional`, texts too, may be absent or empty (None). Other columns stay as they are.
+    NaN for an empty cell; `optional`, texts too, may be absent or empty (None). Other columns are unchanged.
 
-    ValueError for a table without rows, a column that is not there or there twice, a cell that is empty or no text where it must be
-    one, or no number where it must be one."""
-    needed = [*files, *texts, *numbers]
+    ValueError for a table without rows, a column that is missing or there twice, and a cell that is empty or of another type than
+    declared."""
+    _check_columns(source, table, [*files, *texts, *numbers], optional)
+    columns = {}
+    for name in (*files, *texts, *optional):
+        if name in table:
+            columns[name] = [_text(cell, f"{source}: column `{name}`, row {i}") for i, cell in enumerate(table[name])]
+    for name in (*files, *texts):
+        empty = [str(i) for i, cell in enumerate(columns[name]) if cell is None]
+        if empty:
+            what = "names no file" if name in files else "is empty"
+            raise ValueError(f"{source}: column `{name}` {what} in row {', '.join(empty[:5])}; fill it in or drop the row")
+    columns = {name: pd.Series(cells, dtype=object) for name, cells in columns.items()}
+    for name in numbers:
+        columns[name] = [_number(cell, f"{source}: column `{name}`, row {i}") for i, cell in enumerate(table[name])]
+    return table.assign(**columns)
+
+
+def _check_columns(source, table: pd.DataFrame, needed: list[str], optional) -> None:
+    """ValueError for a table without rows, a needed column that is missing, one there twice, and an optional one in other letters."""
+    spelled = [str(column).strip().lower() for column in table]
     missing = [name for name in needed if name not in table]
-    missing += [name for name in optional if name not in table and name in [str(column).strip().lower() for column in table]]
+    missing += [name for name in optional if name not in table and name in spelled]
     if missing:
         raise ValueError(f"{source} has no column `{'`, `'.join(missing)}`; it has {', '.join(map(str, table.columns))}")
     if not table.columns.is_unique:
         raise ValueError(f"{source} has two columns `{table.columns[table.columns.duplicated()][0]}`; rename one")
     if not len(table):
         raise ValueError(f"{source} has no rows")
-    read = {name: [_text(c, f"{source}: column `{name}`, row {i}") for i, c in enumerate(table[name])]
-            for name in (*files, *texts, *optional) if name in table}  # fmt: skip
-    for name in (*files, *texts):
-        empty = [str(i) for i, cell in enumerate(read[name]) if cell is None]
-        if empty:
-            what = "names no file" if name in files else "is empty"
-            raise ValueError(f"{source}: column `{name}` {what} in row {', '.join(empty[:5])}; fill it in or drop the row")
-    read = {name: pd.Series(cells, dtype=object) for name, cells in read.items()}
-    read |= {name: [_number(c, f"{source}: column `{name}`, row {i}") for i, c in enumerate(table[name])] for name in numbers}
-    return table.assign(**read)
 
 
-def _missing(cell) -> bool:
+def _is_missing(cell) -> bool:
     return bool(pd.api.types.is_scalar(cell) and pd.isna(cell)) or cell is None
 
 
 def _text(cell, where: str) -> str | None:
-    """None where it is empty. A number is refused: 7 may have been 007."""
-    if _missing(cell):
+    """None for an empty cell. A number is refused: 7 may have been 007."""
+    if _is_missing(cell):
         return None
     if not isinstance(cell, str):
         raise ValueError(f"{where} is {repr(cell)[:60]}, which is no text; store the column as texts")
@@ -161,8 +178,8 @@ def _text(cell, where: str) -> str | None:
 
 
 def _number(cell, where: str) -> float:
-    """NaN where it is empty."""
-    if _missing(cell) or isinstance(cell, str) and not cell:
+    """NaN for an empty cell."""
+    if _is_missing(cell) or isinstance(cell, str) and not cell:
         return math.nan
     if isinstance(cell, (str, Real, Decimal)) and not isinstance(cell, bool):
         with contextlib.suppress(ValueError, OverflowError):
@@ -172,24 +189,27 @@ def _number(cell, where: str) -> float:
 
 
 def write_csv(file, table: pd.DataFrame) -> Path:
-    """A csv for people, as RFC 4180 has it, whole or absent. A text that a spreadsheet would compute (=, +, -, @, tab or carriage return in
+    """A csv for people, as in RFC 4180, whole or absent. A text that a spreadsheet would compute (=, +, -, @, tab or carriage return in
     front) gets a ' before it."""
-    safe = lambda cell: f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
-    plain = table.astype(object).map(safe).rename(columns=safe)
+    plain = table.astype(object).map(_quote_formula).rename(columns=_quote_formula)
     return atomic(file, lambda partial: plain.to_csv(partial, index=False, encoding="utf-8", lineterminator="\r\n"))
+
+
+def _quote_formula(cell):
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 # ---- lists in a parameter ----------------------------------------------------------------------------------------
 
 
 def names(text: str) -> list[str]:
-    """Those of a list like "jpeg, clip"."""
+    """The names in a list such as "jpeg, clip"."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def pairs(parameter: str, text: str, known: list[str]) -> dict[str, str]:
-    """Those of a text like 'clip=ViT-B-32 hp="my models/hp"', quoted as in a shell. ValueError names the parameter and what is no pair, or
-    whose name is not `known`."""
+    """The {name: value} of a text such as 'clip=ViT-B-32 hp="my models/hp"', quoted as in a shell. ValueError names the parameter and a
+    part that is no pair, or a name that is not `known`."""
     try:
         parts = [part.partition("=") for part in shlex.split(text)]
     except ValueError as error:

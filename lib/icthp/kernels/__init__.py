@@ -1,6 +1,6 @@
 """The paper's expensive parts, exact and fast: each has a slow twin that tests compare it with.
 
-`ict` computes the ICT loss, on a GPU by `ict_triton`; `resize` does a model's preprocessing in one pass; `fold` joins linear layers."""
+`ict` computes the ICT loss, on a GPU by `ict_triton`; `resize` applies a model's preprocessing; `fold` joins linear layers into one."""
 
 import lazy_loader
 

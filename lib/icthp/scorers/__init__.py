@@ -1,7 +1,8 @@
 """Scorers: one interface, score(pixels in [0, 1], prompts) -> Tensor (b,), and a file for each family.
 
-`load` finds a scorer by name; `base` says what all have; `clip`, `hp`, `combined`, `jpeg`, `aesthetic` and `imagereward` are the families.
-`checkpoints` reads CLIPs in every published layout, `states` the files of weights, `hub` saves, publishes and writes model cards."""
+`load` finds a scorer by name; `base` has what all share; `clip`, `hp`, `combined`, `jpeg`, `aesthetic` and `imagereward` are the
+families, `custom` loads a class of one's own. `checkpoints` reads CLIPs in every published layout with `configs` and `tokenizers`,
+`states` the files of weights; `hub` saves, publishes and writes model cards."""
 
 import lazy_loader
 

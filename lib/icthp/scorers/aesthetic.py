@@ -1,11 +1,11 @@
-"""scorers.aesthetic."""
+"""LAION's aesthetic predictor: linear layers on a CLIP image feature, and the files of its released heads."""
 
 from torch import Tensor, nn
 
 from icthp import kernels
 from icthp.preprocessing import Preprocessing
 from icthp.scorers.base import Scorer, apply_head
-from icthp.scorers.clip import ClipScorer
+from icthp.scorers.clip import ClipScorer, load_clip
 from icthp.scorers.states import read_state
 
 
@@ -15,9 +15,10 @@ class AestheticScorer(Scorer):
     needs_prompt = False
     score_scale = "about 1 to 10"
 
-    def __init__(self, clip: ClipScorer, head_: nn.Module):
+    def __init__(self, clip: ClipScorer, head: nn.Module):
         super().__init__()
-        self.clip, self.head = clip, head_
+        self.clip = clip
+        self.head = head
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -27,13 +28,20 @@ class AestheticScorer(Scorer):
         return apply_head(self.head, self.clip.image_features(pixels)).squeeze(-1)
 
 
+def load_aesthetic(clip: str, head: str) -> AestheticScorer:
+    """clip: any source that checkpoints.read_clip takes; head: see `aesthetic_head`."""
+    return AestheticScorer(load_clip(clip), aesthetic_head(head))
+
+
 def aesthetic_head(path) -> nn.Module:
-    """LAION's released heads (.pth, read with weights_only): one linear layer, or the MLP without non-linearities."""
+    """One of LAION's released heads (.pth, read with weights_only), one linear layer or the MLP without non-linearities, as one linear
+    layer. ValueError for a file without linear layers and their biases."""
     state = read_state(path)
     names = [k for k, v in state.items() if k.endswith("weight") and v.ndim == 2]
     if not names or any(k.replace("weight", "bias") not in state for k in names):
         raise ValueError(f"{path} holds no linear layers with their biases: name one of LAION's heads")
     layers = [nn.Linear(*reversed(state[k].shape)) for k in names]
     for layer, key in zip(layers, names):
-        layer.weight.data, layer.bias.data = state[key].float(), state[key.replace("weight", "bias")].float()
-    return kernels.hp_head(nn.Sequential(*layers))
+        layer.weight.data = state[key].float()
+        layer.bias.data = state[key.replace("weight", "bias")].float()
+    return kernels.fold_linear(nn.Sequential(*layers))

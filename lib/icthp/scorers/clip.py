@@ -1,42 +1,24 @@
-"""scorers.clip."""
+"""CLIP and what has its form (ICT, PickScore, HPS v2): the cosine of an image's and a text's features; reading and writing it."""
 
-import json
+import copy
+from functools import partial
 from pathlib import Path
 
 import open_clip
 import torch
 from open_clip.push_to_hf_hub import save_for_hf
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
 
 from icthp import kernels, preprocessing
-from icthp.files import atomic_folder, digest, save_json
+from icthp.files import atomic_folder, digest, read_json, save_json
 from icthp.losses import no_autocast, upcast
-from icthp.pipelines import _copy
 from icthp.preprocessing import Preprocessing
 from icthp.scorers.base import Scorer
-from icthp.scorers.checkpoints import model_config, read_clip
+from icthp.scorers.checkpoints import read_clip
+from icthp.scorers.configs import CONFIG, model_config
 from icthp.scorers.hub import HubMixin
 from icthp.scorers.states import folder_of
-
-
-def save_clip(model: open_clip.CLIP, tokenizer, config: dict, folder, dtype=torch.float16) -> None:
-    """Write `folder` so that open_clip.create_model_from_pretrained("local-dir:folder") reads it."""
-    write = lambda partial: save_for_hf(
-        _copy(model, dtype), _in_transformers_format(tokenizer), config, str(partial), safe_serialization=True
-    )
-    atomic_folder(folder, write)
-
-
-def _in_transformers_format(tokenizer) -> CLIPTokenizer:
-    """open_clip's own byte-pair tokenizer, or one that it or transformers loaded, as the latter saves them."""
-    if isinstance(tokenizer, open_clip.SimpleTokenizer):
-        start, end = "<start_of_text>", "<end_of_text>"  # its names for them
-        return CLIPTokenizer(tokenizer.encoder, list(tokenizer.bpe_ranks), model_max_length=tokenizer.context_length,
-                             bos_token=start, eos_token=end, unk_token=end, pad_token=end)  # fmt: skip
-    return getattr(tokenizer, "tokenizer", tokenizer)
-
+from icthp.scorers.tokenizers import to_transformers
 
 PROBE = "A  photo of 2 “red” cats, R&amp;D and a café \U0001f600."  # tokenizers differ in what they do with it
 
@@ -45,74 +27,68 @@ class ClipScorer(Scorer, HubMixin):
     """Cosine of an open_clip model's image and text features, times its logit scale when `scaled` (PickScore). `architecture`:
     open_clip's model_cfg, which saving needs."""
 
-    def __init__(self, model, tokenizer, scaled: bool = False, architecture: dict | None = None):
+    def __init__(self, model: open_clip.CLIP, tokenizer, scaled: bool = False, architecture: dict | None = None):
         super().__init__()
-        self.model, self.tokenizer, self.scaled, self.architecture = model, tokenizer, scaled, architecture
-        self._hub_mixin_config = None  # open_clip's own file says all
+        self.model = model
+        self.tokenizer = tokenizer
+        self.scaled = scaled
+        self.architecture = architecture
         self.score_scale = "logit-scaled cosine" if scaled else "cosine"
-        self.folded = False  # has the patch embedding taken over the normalisation?
-
-    def fold(self) -> "ClipScorer":
-        """The same scores, for use only: the normalisation moves into the patch embedding of a ViT, and saving is refused."""
-        visual = self.model.visual
-        if not self.folded and isinstance(visual, VisionTransformer):
-            visual.conv1, self.folded = kernels.fold_normalisation(visual.conv1, visual.image_mean, visual.image_std), True
-        return self
+        self._hub_mixin_config = None  # the mixin's file; open_clip's own holds everything
 
     def _save_pretrained(self, folder: Path) -> None:
-        if self.folded:
-            raise ValueError("a folded scorer is for use only: save the one that was loaded")
         save_clip(self.model, self.tokenizer, self.architecture, folder, dtype=torch.float32)
-        said, own = folder / "open_clip_config.json", preprocessing.to_open_clip(self.preprocessing)
-        more = {key: own[key] for key, usual in preprocessing.DEFAULTS.items() if own[key] != usual}
-        if more:  # what open_clip's own writer leaves out
-            config = json.loads(said.read_text(encoding="utf-8"))
-            save_json(said, config | {"preprocess_cfg": config["preprocess_cfg"] | more})
+        own = preprocessing.to_open_clip(self.preprocessing)
+        extra = {key: own[key] for key, default in preprocessing.DEFAULTS.items() if own[key] != default}
+        if extra:  # fields that open_clip's own writer leaves out
+            config = read_json(folder / CONFIG)
+            save_json(folder / CONFIG, config | {"preprocess_cfg": config["preprocess_cfg"] | extra})
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, scaled: bool = False, **where) -> "ClipScorer":
-        return load_clip(*hub_options(model_id, where), scaled=scaled).eval()
+    def _from_pretrained(cls, *, model_id: str, scaled: bool = False, **options) -> "ClipScorer":
+        return load_clip(*hub_options(model_id, options), scaled=scaled).eval()
 
     def extra_repr(self) -> str:
-        """What tells scorers of equal weights apart."""
-        tokens = digest(self.architecture, self.tokenizer([PROBE]).tolist())  # equal weights may be read by other heads or other tokens
-        return f"scaled={self.scaled}, {self.preprocessing}, folded={self.folded}, tokens={tokens}"
+        """What tells scorers of equal weights apart: other heads or other tokens may read the same weights."""
+        tokens = digest(self.architecture, self.tokenizer([PROBE]).tolist())
+        return f"scaled={self.scaled}, {self.preprocessing}, tokens={tokens}"
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What is done to a picture before the image tower reads it."""
+        """What is done to an image before the image tower reads it."""
         return preprocessing.from_tower(self.model.visual)
 
     @property
     def size(self) -> int | tuple[int, int]:
-        """Side of the square that the image tower reads; (height, width) where it reads none."""
+        """Side of the square that the image tower reads; (height, width) if it reads no square."""
         return self.preprocessing.side
 
     def preprocess(self, pixels: Tensor) -> Tensor:
         """What the image tower reads, for pixels (b, 3, h, w) in [0, 1]."""
-        own = self.preprocessing.without_normalization if self.folded else self.preprocessing
-        return kernels.preprocess(pixels, own).to(self.model.logit_scale.dtype)
+        return kernels.preprocess(pixels, self.preprocessing).to(self.model.logit_scale.dtype)
 
     def image_features(self, pixels: Tensor, normalize: bool = True) -> Tensor:
-        """(b, d) in float32 at least, unit rows unless `normalize` is off."""
+        """pixels (b, 3, h, w) -> (b, d) in float32 at least, unit rows if `normalize`."""
         return _unit(self.model.encode_image(self.preprocess(pixels), normalize=False), normalize)
 
     def is_truncated(self, prompts: list[str]) -> Tensor:
         """(b,) bool: is a prompt longer than the text tower reads?"""
-        read, whole = (self.tokenizer(prompts, context_length=n * self.model.context_length) for n in (1, 4))
-        padding = whole[:, -1:]  # 0 or the end token; of a text that is longer still, the end token
-        return (whole != padding).sum(1) > (read != padding).sum(1)
+        length = self.model.context_length
+        ids = self.tokenizer(prompts, context_length=length)
+        longer = self.tokenizer(prompts, context_length=4 * length)
+        padding = longer[:, -1:]  # 0 or the end token; of a text that is longer still, the end token
+        return (longer != padding).sum(1) > (ids != padding).sum(1)
 
     def text_features(self, prompts: list[str]) -> Tensor:
         """(b, d) unit rows in float32 at least; each different prompt is encoded once."""
         unique = list(dict.fromkeys(prompts))
         features = _unit(self.model.encode_text(self.tokenizer(unique).to(self.device), normalize=False))
-        place = {p: i for i, p in enumerate(unique)}
-        return features[[place[p] for p in prompts]]
+        index = {p: i for i, p in enumerate(unique)}
+        return features[[index[p] for p in prompts]]
 
     def decompose(self, pixels: Tensor, prompts: list[str], common: Tensor) -> tuple[Tensor, Tensor]:
-        """The cosine in two parts, (b,) each, which add up to it: text-relevant, and text-irrelevant, along `common` (d,), the
-        unit mean of many text features (LongAlign, arXiv 2410.11817)."""
+        """The cosine of pixels (b, 3, h, w) and b prompts in two parts, (b,) each, which add up to it: text-relevant, and text-irrelevant,
+        along `common` (d,), the unit mean of text features (LongAlign, arXiv 2410.11817)."""
         image, text = self.image_features(pixels), self.text_features(prompts)
         with no_autocast(image.device):
             irrelevant = (image @ common.to(image.dtype)) * (text @ common.to(text.dtype))
@@ -134,17 +110,34 @@ def _unit(features: Tensor, normalize: bool = True) -> Tensor:
     return nn.functional.normalize(upcast(features), dim=-1) if normalize else upcast(features)
 
 
-def hub_options(model_id: str, where: dict) -> tuple[str, dict]:
+def hub_options(model_id: str, options: dict) -> tuple[str, dict]:
     """A folder, or a source on the Hub with huggingface_hub's options (revision, cache_dir, token ...); TypeError for any other keyword."""
-    unknown = where.keys() - {"revision", "cache_dir", "force_download", "local_files_only", "token"}
+    unknown = options.keys() - {"revision", "cache_dir", "force_download", "local_files_only", "token"}
     if unknown:
         raise TypeError(f"from_pretrained has no keyword {', '.join(sorted(unknown))}")
-    return (model_id, {}) if Path(model_id).is_dir() else (f"hf-hub:{model_id}", where)
+    return (model_id, {}) if Path(model_id).is_dir() else (f"hf-hub:{model_id}", options)
 
 
-def load_clip(source: str, where: dict | None = None, scaled: bool = False) -> ClipScorer:
-    """Any source that weights.read_clip takes; a path alone is a folder. where: snapshot_download's options."""
+def load_clip(source: str, options: dict | None = None, scaled: bool = False) -> ClipScorer:
+    """Any source that checkpoints.read_clip takes; a path alone is a folder. options: snapshot_download's options."""
     source = f"local-dir:{source}" if Path(source).is_dir() else source
-    model, tokenizer = read_clip(source, **(where or {}))
-    scorer = ClipScorer(model, tokenizer, scaled, model_config(source, **(where or {})))
+    model, tokenizer = read_clip(source, **(options or {}))
+    scorer = ClipScorer(model, tokenizer, scaled, model_config(source, **(options or {})))
     return scorer.with_card(folder_of(source)) if source.startswith("local-dir:") else scorer
+
+
+def load_hps(source: str) -> ClipScorer:
+    """HPS v2: a CLIP that reads images by its publisher's rule, whatever the weights' own config says."""
+    scorer = load_clip(source)
+    open_clip.set_model_preprocess_cfg(scorer.model, preprocessing.to_open_clip(preprocessing.from_hps(scorer.preprocessing)))
+    return scorer
+
+
+def save_clip(model: open_clip.CLIP, tokenizer, config: dict, folder, dtype=torch.float16) -> None:
+    """Write `folder` so that open_clip.create_model_from_pretrained("local-dir:folder") reads it. config: open_clip's model_cfg."""
+    model = copy.deepcopy(model).to("cpu", dtype)
+    atomic_folder(folder, partial(_write_clip, model, to_transformers(tokenizer), config))
+
+
+def _write_clip(model: open_clip.CLIP, tokenizer, config: dict, folder: Path) -> None:
+    save_for_hf(model, tokenizer, config, str(folder), safe_serialization=True)

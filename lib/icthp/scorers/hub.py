@@ -9,20 +9,19 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, PyTorchModelHu
 
 from icthp.files import save_text
 
-WHAT = {
-    "ict": "A reward model after Ba et al., ICCV 2025 (arXiv 2507.19002): does the picture contain the text? "
-    '`icthp.scores.load("ict", ...)`.',
-    "hp": 'A reward model after Ba et al., ICCV 2025 (arXiv 2507.19002): how good is the picture alone? `icthp.scores.load("hp", ...)`.',
+DESCRIPTIONS = {
+    "ict": 'A reward model after Ba et al., ICCV 2025 (arXiv 2507.19002): does the picture contain the text? `icthp.load("ict", ...)`.',
+    "hp": 'A reward model after Ba et al., ICCV 2025 (arXiv 2507.19002): how good is the picture alone? `icthp.load("hp", ...)`.',
     "lora": "A LoRA for a Stable Diffusion 3 pipeline, tuned on a reward model as in Ba et al., ICCV 2025 (arXiv 2507.19002): "
     "`pipe.load_lora_weights(...)`.",
 }
 FAILURES = {
-    "ict": "Where I3 counts as better by construction, its two columns cannot tell containing the prompt from being drawn by I3's "
-    "generator. A prompt is cut where the text tower ends. Only I2 > I1 was judged by votes.",
+    "ict": "I3 counts as better by construction, so its two columns cannot tell containing the prompt from being drawn by I3's "
+    "generator. A prompt is truncated at the length of the text tower. Only I2 > I1 rests on votes.",
     "hp": "It reads no prompt, so it cannot see that a picture is beside the point, and a generator tuned on it alone may leave the "
-    "prompt for texture. I3 beats I2 by construction; only I2 > I1 was judged by votes.",
-    "lora": "It was tuned to please one score, and a higher score is not yet a better picture: what the reward does not see "
-    "(diversity, the prompt, the eye) may have paid for it. Look at the other measures, and at pictures.",
+    "prompt for texture. I3 beats I2 by construction; only I2 > I1 rests on votes.",
+    "lora": "It was tuned on one score, and a higher score is not yet a better picture: what the reward does not see "
+    "(diversity, the prompt, a viewer's eye) may have paid for it. Look at the other measures, and at pictures.",
 }
 TAGS = {"lora": ["lora", "text-to-image", "diffusers"]}
 TEXT = """
@@ -46,7 +45,7 @@ Held-out prompts, 95 % bootstrap interval over prompts. Columns with I3 hold by 
 
 {failures}
 """
-NO_CARD = "---\nlibrary_name: icthp\n---\nA scorer of the kind `icthp.scores` loads; nobody wrote its card, or none that can be read.\n"
+NO_CARD = "---\nlibrary_name: icthp\n---\nA scorer that `icthp.load` reads, without a readable card of its own.\n"
 
 
 class HubMixin(PyTorchModelHubMixin):
@@ -57,11 +56,11 @@ class HubMixin(PyTorchModelHubMixin):
     def generate_model_card(self, **_) -> ModelCard:
         try:
             return ModelCard(self.card or NO_CARD)
-        except (ValueError, yaml.YAMLError):  # somebody's card with a broken head; the weights are worth more
+        except (ValueError, yaml.YAMLError):  # a card with broken fields must not keep the weights from being saved
             return ModelCard(NO_CARD)
 
     def with_card(self, folder):
-        """The scorer itself, with the README.md that lies in its folder, if one does."""
+        """The scorer itself, with the README.md of its folder, if there is one."""
         readme = Path(folder) / "README.md"
         self.card = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
         return self
@@ -74,25 +73,36 @@ def _plain(text) -> str:
 
 
 def _code(value) -> str:
-    """A value in Markdown's type of code, unless it holds what could end that."""
+    """A value in Markdown's type of code, unless it holds characters that end that."""
     text = " ".join(str(value).split())
     return f"`{text}`" if text and not re.search("[<>`]", text) else _plain(text)
 
 
-def write_model_card(folder, name: str, scale: str, facts: dict, metrics: dict, **data) -> None:
+def write_model_card(folder, name: str, scale: str, facts: dict, metrics: dict, **fields) -> None:
     """folder/README.md of a trained "ict", "hp" or "lora": how it was trained (facts), every metric that has an interval
-    (evaluate.flat's keys), and what is known to fail. data: more of the Hub's fields, such as base_model or license."""
+    (NAME, NAME_low, NAME_high, NAME_n in `metrics`), and what is known to fail. fields: more of the Hub's, such as base_model or
+    license."""
     measured = [key for key in metrics if f"{key}_low" in metrics]
-    task, dataset = ("text-to-image", "held-out-prompts") if name == "lora" else ("image-scoring", "pick-high")
-    result = lambda key: EvalResult(task, dataset, f"{dataset} ({scale})", "mean", metrics[key], metric_name=key)
-    tags = TAGS.get(name, ["reward-model", name])
-    data = ModelCardData(library_name="diffusers" if name == "lora" else "icthp", tags=tags, model_name=name,
-                         eval_results=list(map(result, measured)), **data)  # fmt: skip
-    row = lambda key: (
-        f"| {_plain(key)} | {metrics[key]:.3f} | {metrics[key + '_low']:.3f} to {metrics[key + '_high']:.3f} | {metrics[key + '_n']} |"
-    )
-    note = "" if scale == "paper" else f"\n**These are {_plain(scale)} numbers, not the paper's: they say that the code works, no more.**\n"
-    text = TEXT.format(title={"lora": "LoRA"}.get(name, name.upper()), what=WHAT[name], scale=_plain(scale), note=note,
-                       failures=FAILURES[name], rows="\n".join(map(row, measured)),
+    results = [_eval_result(name, scale, key, metrics[key]) for key in measured]
+    data = ModelCardData(library_name="diffusers" if name == "lora" else "icthp", tags=TAGS.get(name, ["reward-model", name]),
+                         model_name=name, eval_results=results, **fields)  # fmt: skip
+    text = TEXT.format(title={"lora": "LoRA"}.get(name, name.upper()), what=DESCRIPTIONS[name], scale=_plain(scale), note=_note(scale),
+                       failures=FAILURES[name], rows="\n".join(_row(key, metrics) for key in measured),
                        facts="\n".join(f"- {_plain(k)}: {_code(v)}" for k, v in facts.items()))  # fmt: skip
     save_text(Path(folder) / "README.md", f"---\n{data.to_yaml()}\n---\n{text}")
+
+
+def _eval_result(name: str, scale: str, key: str, value: float) -> EvalResult:
+    task, dataset = ("text-to-image", "held-out-prompts") if name == "lora" else ("image-scoring", "pick-high")
+    return EvalResult(task, dataset, f"{dataset} ({scale})", "mean", value, metric_name=key)
+
+
+def _note(scale: str) -> str:
+    if scale == "paper":
+        return ""
+    return f"\n**These are {_plain(scale)} numbers, not the paper's: they say that the code works, no more.**\n"
+
+
+def _row(key: str, metrics: dict) -> str:
+    ci = f"{metrics[key + '_low']:.3f} to {metrics[key + '_high']:.3f}"
+    return f"| {_plain(key)} | {metrics[key]:.3f} | {ci} | {metrics[key + '_n']} |"

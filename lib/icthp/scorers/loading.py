@@ -1,57 +1,71 @@
-"""One interface for every scorer: score(pixels in [0, 1], prompts) -> Tensor (b,), differentiable in the pixels."""
+"""`load`: a scorer by its name, from the project's own folders, a folder, the Hub, or a class of one's own."""
 
-import open_clip
+from pathlib import Path
 
-from icthp import preprocessing
-from icthp.scorers import imagereward
-from icthp.scorers.aesthetic import AestheticScorer, aesthetic_head
+from icthp.project import project_root
+from icthp.scorers.aesthetic import load_aesthetic
 from icthp.scorers.base import Scorer
-from icthp.scorers.clip import load_clip
+from icthp.scorers.clip import load_clip, load_hps
 from icthp.scorers.combined import IctHpScorer
-from icthp.scorers.hp import load_hp
-from icthp.scorers.imagereward import ImageRewardScorer
-from icthp.scorers.jpeg import JpegScorer
+from icthp.scorers.custom import is_custom, load_custom
+from icthp.scorers.hp import RELEASED_HEAD, load_hp
+from icthp.scorers.imagereward import load_imagereward
+from icthp.scorers.jpeg import make_jpeg
 from icthp.scorers.states import FILES, folder_of, weights_in
 
 SOURCES = {"clip": "local-dir:data/hub/clip", "pickscore": "local-dir:data/hub/pickscore", "ict": "local-dir:models/ict",
            "hp": "models/hp", "icthp": "models", "hpsv2": None, "imagereward": None,
            "aesthetic": None, "jpeg": ""}  # fmt: skip
 STAGE_OF = {"clip": "`dvc pull` fetches data/", "pickscore": "`dvc pull` fetches data/",
-           "ict": "`dvc repro train_ict` makes it", "hp": "`dvc repro train_hp` makes it"}  # fmt: skip
+            "ict": "`dvc repro train_ict` makes it", "hp": "`dvc repro train_hp` makes it"}  # fmt: skip
+OWN_FILES = {"hp": ("hp.safetensors", RELEASED_HEAD), "imagereward": ("ImageReward.pt",)}  # others have a CLIP's
 
 
 def load(name: str, source: str | None = None, *, device=None, dtype=None) -> Scorer:
-    """A scorer by name, frozen, in eval mode: clip, ict, hp, icthp, pickscore, hpsv2, imagereward, aesthetic, jpeg.
+    """A scorer by name, frozen, in eval mode: clip, ict, hp, icthp, pickscore, hpsv2, imagereward, aesthetic, jpeg, or "file.py:Class",
+    a subclass of Scorer in a file of the project.
 
-    source: see weights.read_clip for clip, ict, pickscore, hpsv2; a folder or "hf-hub:8y/HP" for hp; "ICT,HP" or their parent
-    for icthp; imagereward.load's folder; "CLIP,head.pth" for aesthetic; "512" for jpeg at 512 x 512 pixels. None: the micro
-    scale's folders. Raises ValueError for an unknown name or weights that do not fit, FileNotFoundError where a folder is missing."""
-    if name not in SOURCES:
-        raise ValueError(f"no scorer is called {name!r}; there are {', '.join(SOURCES)}")
-    source = SOURCES[name] if source is None else source
-    if source is None:
-        raise ValueError(f"{name} has no weights at the micro scale: pass source=, e.g. an open_clip folder")
-    parts = _parts(name, source)
-    for made, folder in parts:
-        if made != "head" and "hf-hub:" not in folder and ("local-dir:" in folder or made in OWN) and not _holds_weights(made, folder):
-            remedy = STAGE_OF.get(made, "name the publisher's folder")
-            raise FileNotFoundError(f"{folder} has no weights: {remedy}, looked for {_looked_for(made)}")
-    scorer = _build(name, [folder for _, folder in parts]).requires_grad_(False).eval().to(device=device, dtype=dtype)
+    source: see checkpoints.read_clip for clip, ict, pickscore, hpsv2; a folder or "hf-hub:8y/HP" for hp; "ICT,HP" or their parent
+    for icthp; a folder or "hf-hub:org/repo" for imagereward; "CLIP,head.pth" for aesthetic; "512" for jpeg at 512 x 512 pixels; the
+    constructor's argument for a class. None: the folders of the project around the working directory. Raises ValueError for an
+    unknown name or weights that do not fit, FileNotFoundError for a missing folder."""
+    if is_custom(name):
+        scorer = load_custom(name, source)
+        name = type(scorer).__name__
+    elif name in SOURCES:
+        scorer = _load_named(name, source)
+    else:
+        raise ValueError(f"no scorer is called {name!r}; there are {', '.join(SOURCES)}, and your own as file.py:Class")
     scorer.name = name
-    return scorer
+    return scorer.requires_grad_(False).eval().to(device=device, dtype=dtype)
 
 
-OWN = {"hp": ("hp.safetensors", "hp_scorer/mlp_pytorch_model.bin"), "imagereward": ("ImageReward.pt",)}
+def _load_named(name: str, source: str | None) -> Scorer:
+    root = project_root(Path.cwd())
+    parts = _parts(name, source) if source is not None else _default_parts(name, root)
+    for part, folder in parts:
+        if part == "head" or _holds_weights(part, folder):
+            continue
+        if source is None and root is None:
+            raise FileNotFoundError(f"{name} has no default weights outside of a project: pass source=, their folder or hf-hub:org/repo")
+        remedy = STAGE_OF.get(part, "name the publisher's folder")
+        raise FileNotFoundError(f"{folder} has no weights: {remedy}, looked for {_looked_for(part)}")
+    return _build(name, [folder for _, folder in parts])
 
 
-def _holds_weights(name: str, source: str) -> bool:
-    """Is a folder there and finished? One that a killed training left holds only its checkpoint."""
-    folder = folder_of(source)
-    return any((folder / file).exists() for file in OWN[name]) if name in OWN else weights_in(folder) is not None
+def _default_parts(name: str, root: Path | None) -> list[tuple[str, str]]:
+    """The parts of SOURCES, from the project's root if that is not the working directory."""
+    if SOURCES[name] is None:
+        raise ValueError(f"{name} has no weights at the micro scale: pass source=, e.g. an open_clip folder")
+    parts = _parts(name, SOURCES[name])
+    if name == "jpeg" or root in (None, Path.cwd()):
+        return parts
+    return [(part, _below(root, folder)) for part, folder in parts]
 
 
-def _looked_for(name: str) -> str:
-    return " or ".join(OWN.get(name, FILES[:2])) + (" and the like" if name not in OWN else "")
+def _below(root: Path, folder: str) -> str:
+    prefix = "local-dir:" if folder.startswith("local-dir:") else ""
+    return f"{prefix}{root / folder.removeprefix(prefix)}"
 
 
 def _parts(name: str, source: str) -> list[tuple[str, str]]:
@@ -66,20 +80,29 @@ def _parts(name: str, source: str) -> list[tuple[str, str]]:
     return [(name, source)]
 
 
+def _holds_weights(part: str, source: str) -> bool:
+    """Is a folder there and finished? One of a killed training has only its checkpoint. True for what is not a local folder."""
+    if "hf-hub:" in source or not ("local-dir:" in source or part in OWN_FILES):
+        return True
+    folder = folder_of(source)
+    return any((folder / file).exists() for file in OWN_FILES[part]) if part in OWN_FILES else weights_in(folder) is not None
+
+
+def _looked_for(part: str) -> str:
+    return " or ".join(OWN_FILES[part]) if part in OWN_FILES else " or ".join(FILES[:2]) + " and the like"
+
+
 def _build(name: str, sources: list[str]) -> Scorer:
     if name == "jpeg":
-        if sources[0] and not sources[0].isdecimal():
-            raise ValueError(f'the source of jpeg is a side in pixels, as "512", or "" for pictures as they are, not {sources[0]!r}')
-        return JpegScorer(int(sources[0]) if sources[0] else None)
+        return make_jpeg(*sources)
     if name == "hp":
         return load_hp(*sources).fold()
     if name == "icthp":
         return IctHpScorer(load_clip(sources[0]), load_hp(sources[1]).fold())
     if name == "aesthetic":
-        return AestheticScorer(load_clip(sources[0]), aesthetic_head(sources[1]))
+        return load_aesthetic(*sources)
     if name == "imagereward":
-        return ImageRewardScorer(*imagereward.load(*sources))
-    scorer = load_clip(*sources, scaled=name == "pickscore")
-    if name == "hpsv2":  # the publisher's rule, whatever the weights' own architecture does
-        open_clip.set_model_preprocess_cfg(scorer.model, preprocessing.to_open_clip(preprocessing.from_hps(scorer.preprocessing)))
-    return scorer
+        return load_imagereward(*sources)
+    if name == "hpsv2":
+        return load_hps(*sources)
+    return load_clip(*sources, scaled=name == "pickscore")

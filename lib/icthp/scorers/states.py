@@ -1,4 +1,4 @@
-"""State dicts in files: safetensors, or torch files without code; whole, in shards or as a variant. What cannot be read is one sentence."""
+"""State dicts in files: safetensors, or torch files without code; whole, in shards or as a variant. Each error is one sentence."""
 
 import json
 import pickle
@@ -15,33 +15,34 @@ STEMS = ("open_clip_model", "open_clip_pytorch_model", "model", "pytorch_model")
 ENDINGS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pth")  # the safer ones first
 FILES = tuple(stem + ending for stem in STEMS for ending in ENDINGS)
 PREFIXES = ("module.", "_orig_mod.")  # of DDP and of torch.compile
-SMALL = ("*.json", "*.txt", "*.model", "*.md")
+CONFIG_FILES = ("*.json", "*.txt", "*.model", "*.md")
 
 
 def read_state(path) -> dict[str, Tensor]:
-    """The state dict in a file: safetensors, or a torch file without code, bare or under "state_dict"; or in the shards that an index
-    (.index.json) beside it names. DDP's and torch.compile's prefixes are taken off.
+    """The state dict in a file: safetensors, or a torch file without code, bare or under "state_dict"; or in the shards beside an index
+    (.index.json) that it names. DDP's and torch.compile's prefixes are removed.
 
-    Raises FileNotFoundError, or ValueError that names the file where it is cut, empty, a Git LFS pointer, code, no state dict, or where
-    a value is not finite."""
+    Raises FileNotFoundError, or ValueError that names a file that is incomplete, empty, a Git LFS pointer, code, or no state dict, and
+    the key of a value that is not finite."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: name the file of the weights")
     if path.name.endswith(".index.json"):
         state = _shards(path)
     else:
-        state = _tensors(_opened(path), path)
+        state = _to_state_dict(_load_file(path), path)
     check_finite(state, path)
     return state
 
 
 def check_finite(state: dict[str, Tensor], source) -> None:
     """Raises ValueError that names the source and the first key with a NaN or infinite value."""
-    if bad := next((name for name, value in state.items() if value.is_floating_point() and not _finite(value)), None):
-        raise ValueError(f"{source} holds NaN or infinite values in {bad}: these weights are of no use; fetch or train them again")
+    for name, value in state.items():
+        if value.is_floating_point() and not _is_finite(value):
+            raise ValueError(f"{source} holds NaN or infinite values in {name}: these weights are of no use; fetch or train them again")
 
 
-def _finite(value: Tensor) -> bool:
+def _is_finite(value: Tensor) -> bool:
     return not value.numel() or bool(torch.isfinite(value.sum(dtype=torch.float64))) or bool(value.isfinite().all())
 
 
@@ -57,12 +58,12 @@ def _shards(index: Path) -> dict[str, Tensor]:
             raise ValueError(f"{index}: `weight_map` names {name!r}, which is no file beside it")
         if not (index.parent / name).is_file():
             raise FileNotFoundError(f"{index} names {name}, which is not beside it: fetch the missing shard")
-        state |= _tensors(_opened(index.parent / name), index.parent / name)
+        state |= _to_state_dict(_load_file(index.parent / name), index.parent / name)
     return state
 
 
-def _opened(path: Path):
-    """What is in one file."""
+def _load_file(path: Path):
+    """The contents of one file."""
     start = path.open("rb").read(64)
     if not start:
         raise ValueError(f"{path} is empty: fetch it again")
@@ -70,14 +71,14 @@ def _opened(path: Path):
         raise ValueError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull`, or download the file from the Hub")
     try:
         return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's own text recommends to run the code
+    except pickle.UnpicklingError as error:  # torch's own message recommends to run the code
         raise ValueError(f"{path} holds more than tensors, which weights_only refuses to run: ask for a safetensors file") from error
     except (SafetensorError, RuntimeError, EOFError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         kind = "safetensors" if path.suffix == ".safetensors" else "torch (weights_only)"
         raise ValueError(f"{path} cannot be read as a {kind} file, perhaps it is cut: fetch it again") from error
 
 
-def _tensors(state, path: Path) -> dict[str, Tensor]:
+def _to_state_dict(state, path: Path) -> dict[str, Tensor]:
     """A state dict, bare or under "state_dict", without prefixes."""
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
@@ -88,17 +89,21 @@ def _tensors(state, path: Path) -> dict[str, Tensor]:
 
 
 def fill(model: nn.Module, state: dict[str, Tensor], source) -> nn.Module:
-    """`model` with `state` in it, in eval mode; ValueError that names the keys that do not fit."""
+    """`model` with the weights of `state`, in eval mode; ValueError that names the keys that do not fit."""
     own = model.state_dict()
-    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    other = [f"{k} {tuple(state[k].shape)}, not {tuple(own[k].shape)}" for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
-    wrong = {"it lacks": missing, "it has an unknown": unknown, "it has another shape for": sorted(other)}
-    if any(wrong.values()):
-        said = "; ".join(f"{what} {', '.join(keys[:3])}{' ...' * (len(keys) > 3)}" for what, keys in wrong.items() if keys)
-        raise ValueError(f"{source} does not fit this {type(model).__name__}: {said}")
+    differing = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    shapes = [f"{key} {tuple(state[key].shape)}, not {tuple(own[key].shape)}" for key in differing]
+    mismatches = {"it lacks": own.keys() - state.keys(), "it has an unknown": state.keys() - own.keys(), "it has another shape for": shapes}
+    if any(mismatches.values()):
+        reasons = "; ".join(f"{what} {_first_three(keys)}" for what, keys in mismatches.items() if keys)
+        raise ValueError(f"{source} does not fit this {type(model).__name__}: {reasons}")
     check_finite(state, source)
     model.load_state_dict(state)
     return model.eval()
+
+
+def _first_three(keys) -> str:
+    return ", ".join(sorted(keys)[:3]) + (" ..." if len(keys) > 3 else "")
 
 
 # ---- folders ----------------------------------------------------------------------------------------------------------
@@ -108,18 +113,21 @@ def weights_in(folder) -> Path | None:
     """The file, or the index of shards, that holds a folder's weights: one of FILES, else a variant such as model.fp16.safetensors."""
     folder = Path(folder)
     for stem in STEMS:
-        named = [folder / (stem + ending) for ending in ENDINGS]
-        variants = sorted(p for p in folder.glob(f"{stem}.*") if p.name not in FILES and p.name.endswith(ENDINGS) and "-of-" not in p.name)
-        if found := next((p for p in (*named, *variants) if p.is_file()), None):
-            return found
+        usual = [folder / (stem + ending) for ending in ENDINGS]
+        variants = [p for p in folder.glob(f"{stem}.*") if p.name not in FILES and p.name.endswith(ENDINGS) and "-of-" not in p.name]
+        for path in (*usual, *sorted(variants)):
+            if path.is_file():
+                return path
     return None
 
 
 def folder_of(source: str, **options) -> Path:
-    """The folder behind "local-dir:folder", a path, or "hf-hub:org/repo", which is downloaded if it is not there yet. options:
+    """The folder of "local-dir:folder", a path, or "hf-hub:org/repo", which is downloaded unless the cache has it. options:
     snapshot_download's."""
     if source.startswith("hf-hub:"):
-        return Path(snapshot_download(source.removeprefix("hf-hub:"), allow_patterns=[*SMALL, "*.safetensors", "*.bin", "*.pt"], **options))
+        return Path(
+            snapshot_download(source.removeprefix("hf-hub:"), allow_patterns=[*CONFIG_FILES, "*.safetensors", "*.bin", "*.pt"], **options)
+        )
     return Path(source.removeprefix("local-dir:"))
 
 
@@ -128,14 +136,15 @@ def clip_folder(source: str, **options) -> Path:
     if not source.startswith("hf-hub:"):
         return folder_of(source)
     repo = source.removeprefix("hf-hub:")
-    folder = Path(snapshot_download(repo, allow_patterns=list(SMALL), **options))
-    if weights_in(folder) is None or weights_in(folder).suffix == ".json":
+    folder = Path(snapshot_download(repo, allow_patterns=list(CONFIG_FILES), **options))
+    weights = weights_in(folder)
+    if weights is None or weights.suffix == ".json":
         _download_weights(repo, folder, options | {"revision": folder.name})
     return folder
 
 
 def _download_weights(repo: str, folder: Path, options: dict) -> None:
-    """Into the snapshot: the shards of its index, or the first of FILES that the repository has."""
+    """Into the snapshot: all shards of its index, or the first of FILES that the repository has."""
     index = weights_in(folder)
     names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())) if index else FILES
     for name in names:
