@@ -42,6 +42,12 @@ def errorbar(axis, x, rows, **kwargs) -> None:
     axis.errorbar(x, rows["mean"], [rows["mean"] - rows["low"], rows["high"] - rows["mean"]], **({"fmt": "o", "ms": 4} | kwargs))
 
 
+def format_ci(row, digits: int = 2) -> str:
+    """ "mean [low, high]" of a row with these three, e.g. "0.61 [0.55, 0.66]"."""
+    mean, low, high = (f"{row[name]:.{digits}f}" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
 def table(frame, name: str, folder="figures", caption: str = "") -> None:
     """folder/name.csv, .md and .tex (booktabs) of a frame; numbers as they are rounded in it."""
     folder = Path(folder)

@@ -4,6 +4,7 @@ from .annotators import utility as utility
 from .annotators import votes as votes
 from .annotators import weak_generator as weak_generator
 from .annotators import weak_pairs as weak_pairs
+from .axes import axis_votes as axis_votes
 from .detector import Detector as Detector
 from .detector import detector_loss as detector_loss
 from .detector import load_detector as load_detector
@@ -14,6 +15,8 @@ from .models import new_clip as new_clip
 from .models import new_sd3 as new_sd3
 from .models import new_vae as new_vae
 from .models import train_tokenizer as train_tokenizer
+from .refiner import CLASSES as CLASSES
+from .refiner import microworld_grammar as microworld_grammar
 from .renderer import layout as layout
 from .renderer import render as render
 from .scenes import ALWAYS as ALWAYS
