@@ -20,6 +20,19 @@ NAMES = {"clip": "CLIP", "pickscore": "PickScore", "ict": "ICT", "hp": "HP", "ic
          "imagereward": "ImageReward", "random": "random", "ict_text": "ICT's text tower"}  # fmt: skip
 
 
+def label(name: str) -> str:
+    """What a scorer or generator is called in figures; of a class in a file, FILE.py:CLASS, the class."""
+    return NAMES.get(name, name.rpartition(":")[2])
+
+
+def colour(name: str) -> str:
+    return COLOURS.get(name, "0.3")
+
+
+def marker(name: str) -> str:
+    return MARKERS.get(name, ".")
+
+
 def style() -> None:
     """Set matplotlib's defaults: legible at 600 px, no ink that says nothing."""
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
