@@ -23,17 +23,17 @@ def rows_of(measure: str, units, values) -> pd.DataFrame:
 
 
 def collect(name: str, stages: dict[str, dict]) -> pd.DataFrame:
-    """Every value of every run of these stages, a row a measure and test row or picture (COLUMNS; unit: its prompt or scene), stored in
-    study/NAME_rows.parquet. What is stored of a run that is no longer in runs/study stays."""
+    """Every value of every run of these stages, a row a measure and test row or picture (COLUMNS; unit: its prompt or scene), written to
+    study/NAME_rows.parquet. Rows of a run that is no longer in runs/study stay there."""
     file = Path(f"study/{name}_rows.parquet")
     found = []
     for stage, rows in stages.items():
         for row in rows:
             found += [_read(path, stage, row) for path in sorted((RUNS / stage).glob(f"{row}-[0-9]*.parquet"))]
     if file.exists():
-        stored = pd.read_parquet(file)
+        earlier = pd.read_parquet(file)
         measured_again = {tuple(part[RUN].iloc[0]) for part in found}
-        found.append(stored[[tuple(run) not in measured_again for run in stored[RUN].itertuples(index=False)]])
+        found.append(earlier[[tuple(run) not in measured_again for run in earlier[RUN].itertuples(index=False)]])
     if not found:
         raise FileNotFoundError(f"neither {RUNS} nor {file} holds a measured run: `make study` makes them")
     values = pd.concat(found)[COLUMNS].astype({"value": "float32"}).reset_index(drop=True)

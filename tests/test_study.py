@@ -1,4 +1,4 @@
-"""The study: every control is listed, trained, measured, stored row by row and tabled."""
+"""The study: every control is listed, trained, measured, written row by row and tabled."""
 
 import inspect
 import json
@@ -50,12 +50,12 @@ def test_controls_are_trained_measured_and_tabled(triplets_folder, clip_folder, 
     import controls
 
     clip = f"local-dir:{clip_folder}"
-    recipe = SHORT | {"triplets": str(triplets_folder), "clip": clip}
+    config = SHORT | {"triplets": str(triplets_folder), "clip": clip}
     shared = {"triplets": str(triplets_folder), "clip": clip, "size": 64, "seed": 0}
     rows = {"ict": {"base": {}, "corrected": {}}, "hp": {"corrected": {}, "text": {"text_lambda": 1.0}, "statistics": {}, "icthp": {}}}
     (tmp_path / "study").mkdir()
     (tmp_path / "params.yaml").write_text(
-        json.dumps({"shared": shared, "train_ict": recipe, "train_hp": recipe, "evaluate": {"paradox_scenes": 3}})
+        json.dumps({"shared": shared, "train_ict": config, "train_hp": config, "evaluate": {"paradox_scenes": 3}})
     )
     (tmp_path / "study/params.yaml").write_text(json.dumps(rows | {"ict": rows["ict"] | {"later": {}}}))
     monkeypatch.chdir(tmp_path)
@@ -65,13 +65,13 @@ def test_controls_are_trained_measured_and_tabled(triplets_folder, clip_folder, 
             controls.main([stage, row, "0"])
     controls.main(["table"])
     table = pd.read_csv("study/controls.csv")
-    stored = pd.read_parquet("study/controls_rows.parquet")
-    plain = stored[(stored.row == "corrected") & (stored.stage == "ict") & (stored.measure == "i2_i1")]
+    values = pd.read_parquet("study/controls_rows.parquet")
+    plain = values[(values.row == "corrected") & (values.stage == "ict") & (values.measure == "i2_i1")]
     row = table[(table.row == "corrected") & (table.stage == "ict") & (table.measure == "i2_i1")].iloc[0]
     assert row["mean"] == pytest.approx(plain.value.mean(), abs=1e-4) and row.lowest_seed <= row["mean"] <= row.highest_seed
     assert (row.n, row.groups) == (plain["index"].nunique(), plain.unit.nunique()) and row.estimand.startswith("mean over rows")
     shutil.rmtree("runs")
-    controls.main(["table"])  # the stored rows are enough
+    controls.main(["table"])  # the written rows are enough
     assert pd.read_csv("study/controls.csv").drop(columns="commit").equals(table.drop(columns="commit"))
     assert set(zip(table.stage, table.row)) == {(stage, row) for stage, named in rows.items() for row in named}
     assert set(table[table.row == "statistics"].measure) == {"i2_i1", "i3_i2", "i3_i1", "paradox_rate"} and (table.low <= table.high).all()
