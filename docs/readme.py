@@ -11,8 +11,9 @@ from icthp import figures, params
 
 def text(row: dict, name: str, digits: int = 2) -> str:
     """ "mean [low, high]" where the row has an interval of that name, else the number."""
-    number = lambda key: f"{row[key]:.{digits}f}"
-    return f"{number(name)} [{number(f'{name}_low')}, {number(f'{name}_high')}]" if f"{name}_low" in row else number(name)
+    if f"{name}_low" in row:
+        return figures.format_ci({"mean": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"]}, digits)
+    return f"{row[name]:.{digits}f}"
 
 
 class Results:
@@ -33,23 +34,24 @@ class Table:
 
     def __init__(self, file):
         rows = pd.read_csv(file).rename(columns={"low": "mean_low", "high": "mean_high"})
-        self.rows, self.estimand = rows.set_index(["stage", "row", "measure"]), rows.estimand[0]
+        self.rows = rows.set_index(["stage", "row", "measure"])
+        self.estimand = rows.estimand[0]
 
     def __call__(self, stage: str, row: str, measure: str, digits: int = 2) -> str:
-        where = stage, row, measure
-        return text(self.rows.loc[where], "mean", digits) if where in self.rows.index else ""
+        key = stage, row, measure
+        return text(self.rows.loc[key], "mean", digits) if key in self.rows.index else ""
 
-    def minus(self, *where: str, digits: int = 2) -> str:
+    def minus(self, *key: str, digits: int = 2) -> str:
         """How far the row lies from the stage's "corrected", with the p."""
-        found = self.rows.loc[where]
-        return f"{text(found, 'minus', digits)}, p = {found.minus_p_given_trainings:.2g}"
+        row = self.rows.loc[key]
+        return f"{text(row, 'minus', digits)}, p = {row.minus_p_given_trainings:.2g}"
 
-    def mean(self, *where: str, digits: int = 2) -> str:
-        return f"{self.rows.loc[where, 'mean']:.{digits}f}"
+    def mean(self, *key: str, digits: int = 2) -> str:
+        return f"{self.rows.loc[key, 'mean']:.{digits}f}"
 
 
 class Curves:
-    """Means over seeds while tuning: curve("hp", "right", 80), after that many steps."""
+    """Means over seeds while tuning: curve("hp", "correct", 80), after that many steps."""
 
     def __init__(self, file):
         self.rows = pd.read_csv(file).set_index(["row", "measure", "step"])["mean"]
@@ -59,19 +61,19 @@ class Curves:
 
 
 class Benchmarks:
-    """One machine's benchmarks: bench(what, size, peer) is "ours | the peer's name, shown | its time | times faster"."""
+    """One machine's benchmarks: bench(what, size, peer) is "ours | the peer's label | its time | times faster"."""
 
     def __init__(self, file):
-        rows = pd.read_csv(file).set_index(["what", "size", "peer"])
-        self.rows, self.facts = (
-            rows[["ours ms", "peer ms", "ratio"]],
-            json.loads(Path(file).with_suffix(".json").read_text(encoding="utf-8")),
-        )
+        self.rows = pd.read_csv(file).set_index(["what", "size", "peer"])[["ours ms", "peer ms", "ratio"]]
+        self.facts = json.loads(Path(file).with_suffix(".json").read_text(encoding="utf-8"))
 
-    def __call__(self, what: str, size: str, peer: str, shown: str) -> str:
+    def __call__(self, what: str, size: str, peer: str, label: str) -> str:
         ours, theirs, ratio = self.rows.loc[(what, size, peer)]
-        time = lambda ms: f"{ms / 1000:.2f} s" if ms >= 2000 else f"{ms:.3g} ms"
-        return f"{time(ours)} | {shown} | {time(theirs)} | {ratio:.1f}"
+        return f"{seconds(ours)} | {label} | {seconds(theirs)} | {ratio:.1f}"
+
+
+def seconds(ms: float) -> str:
+    return f"{ms / 1000:.2f} s" if ms >= 2000 else f"{ms:.3g} ms"
 
 
 def render(runs="runs", models="models", study="study") -> str:

@@ -20,7 +20,8 @@ table {{ border-collapse: collapse; font-size: 14px; display: block; overflow-x:
 
 def notebooks(runs: Path, out: Path) -> list[str]:
     """Each executed notebook of runs/notebooks as a page of its own; their names."""
-    exporter, names = HTMLExporter(embed_images=True), []
+    exporter = HTMLExporter(embed_images=True)
+    names = []
     for file in sorted(runs.glob("notebooks/*.ipynb")):
         html, _ = exporter.from_filename(str(file))
         (out / f"{file.stem}.html").write_text(html, encoding="utf-8")
@@ -29,9 +30,12 @@ def notebooks(runs: Path, out: Path) -> list[str]:
 
 
 def index(readme: str, names: list[str], figures: list[str]) -> str:
-    """The README with links to the pages instead of the notebooks, then what was executed, then the figures."""
+    """The README with links to the pages instead of the notebooks, then the executed notebooks, then the figures."""
     first = {name.partition("-")[0]: name for name in reversed(names)}
-    page = lambda match: f"({first[match[1]]}.html)" if match[1] in first else "(#Executed)"
+
+    def page(match: re.Match) -> str:
+        return f"({first[match[1]]}.html)" if match[1] in first else "(#Executed)"
+
     text = re.sub(r"\(notebooks/(\w+)\.ipynb\)", page, readme)
     text += "\n\n## Executed\n\n" + "".join(f"- [{name}]({name}.html)\n" for name in names)
     text += "\n## Figures\n\n" + "".join(f"![{name}](figures/{name})\n\n" for name in figures)
@@ -43,14 +47,14 @@ def main(runs="runs", figures="figures", out="site") -> None:
     if not list(runs.glob("notebooks/*.ipynb")):
         raise SystemExit(f"{runs}/notebooks holds no executed notebook: `make repro` makes them")
     shutil.rmtree(out, ignore_errors=True)
-    for folder, pictures in (("docs", Path("docs").glob("*.png")), ("figures", figures.glob("*.png"))):
+    for folder, source in (("docs", Path("docs")), ("figures", figures)):
         (out / folder).mkdir(parents=True)
-        for picture in pictures:
+        for picture in source.glob("*.png"):
             shutil.copy(picture, out / folder)
     names = notebooks(runs, out)
-    (out / "index.html").write_text(
-        index(Path("README.md").read_text(encoding="utf-8"), names, sorted(p.name for p in (out / "figures").iterdir())), encoding="utf-8"
-    )
+    readme = Path("README.md").read_text(encoding="utf-8")
+    pictures = sorted(path.name for path in (out / "figures").iterdir())
+    (out / "index.html").write_text(index(readme, names, pictures), encoding="utf-8")
     print(f"{out}/index.html and {len(names)} notebooks: python -m http.server --directory {out}")
 
 

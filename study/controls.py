@@ -15,8 +15,6 @@ import icthp
 from icthp import data, evaluation, files, images, microworld, run, scorers, train
 from icthp.data import audit
 
-READ = run.read_params
-
 
 class Statistics(scorers.Scorer):
     """A logistic regression on differences of low-level cues (colour, edges, spectrum): Bradley-Terry without a network."""
@@ -25,12 +23,13 @@ class Statistics(scorers.Scorer):
 
     def __init__(self, triplets: data.Triplets):
         super().__init__()
-        one, two, three = (self.cues(part) for part in triplets.pixels(range(len(triplets))))
+        one, two, three = (self.cues(pixels) for pixels in triplets.pixels(range(len(triplets))))
         better = np.concatenate([two - one, three - two])
         self.model = audit.ranker().fit(np.concatenate([better, -better]), np.repeat([1, 0], len(better)))
 
     @staticmethod
     def cues(pixels: torch.Tensor) -> np.ndarray:
+        """(b, 3, h, w) in [0, 1] -> (b, d), the cues of the pictures as files."""
         found = [audit.cues(file["bytes"]) for file in images.encode(pixels)]
         return np.stack([np.concatenate([cue[name] for name in ("colour", "edges", "spectrum")]) for cue in found])
 
@@ -54,38 +53,44 @@ def trained(stage: str, row: str, seed: int, params: dict, options: dict, out: P
 
 def measured(scorer: scorers.Scorer, params: dict) -> pd.DataFrame:
     """One row a test row or scene and measure: measure, index (its number), unit (its prompt or scene), value."""
-    test, parts = data.Triplets(params["shared"]["triplets"], "test", params["shared"]["size"]), {}
-    own = evaluation.score_triplets(scorer, test)
-    units, near = np.array(test.texts["easy"]), test.texts["near"]
-    for pair, right in evaluation.preference(own).items():
-        parts[pair] = units, right
+    test = data.Triplets(params["shared"]["triplets"], "test", params["shared"]["size"])
+    scores = evaluation.score_triplets(scorer, test)
+    values = {pair: (test.texts["easy"], correct) for pair, correct in evaluation.preference(scores).items()}
     if scorer.needs_prompt:
-        order = np.random.default_rng(0).permutation(len(test))
-        others = {"notices_shuffled": [units[i] for i in order], "notices_near": [n or e for n, e in zip(near, units)]}
-        for name, prompts in others.items():
-            other = evaluation.score_triplets(scorer, test, prompts=prompts)
-            counts = [i for i, miss in enumerate(near) if miss or name != "notices_near"]  # a row without a near miss does not count
-            parts[name] = units[counts], evaluation.pairwise_accuracy(own[:, 2], other[:, 2])[counts]
+        values |= notices(scorer, test, scores)
     scenes = microworld.sample(params["evaluate"]["micro_scenes"], torch.Generator().manual_seed(params["shared"]["seed"]))
     with torch.no_grad():
-        parts["paradox_rate"] = range(len(scenes)), evaluation.paradox_rate(microworld.score_by_level(scorer.score, scenes))
-    frames = [pd.DataFrame({"measure": name, "index": range(len(u)), "unit": list(map(str, u)), "value": v.double().numpy()})
-              for name, (u, v) in parts.items()]  # fmt: skip
-    return pd.concat(frames, ignore_index=True)
+        values["paradox_rate"] = range(len(scenes)), evaluation.paradox_rate(microworld.score_by_level(scorer.score, scenes))
+    return pd.concat([results.rows_of(name, units, part.double().numpy()) for name, (units, part) in values.items()], ignore_index=True)
+
+
+def notices(scorer: scorers.Scorer, test: data.Triplets, scores: torch.Tensor) -> dict:
+    """{measure: (prompts, values)}: does I3 score higher with its own prompt than with another row's, or with a hard negative, on the rows
+    that have one?"""
+    easy = np.array(test.texts["easy"])
+    order = np.random.default_rng(0).permutation(len(test))
+    negatives = [negative or prompt for negative, prompt in zip(test.texts["near"], easy)]
+    has_negative = [i for i, negative in enumerate(test.texts["near"]) if negative]
+    values = {}
+    for control, prompts, rows in (("shuffled", easy[order].tolist(), range(len(test))), ("hard_negative", negatives, has_negative)):
+        rows = list(rows)
+        control_scores = evaluation.score_triplets(scorer, test, prompts=prompts)
+        values[f"notices_{control}"] = easy[rows], evaluation.pairwise_accuracy(scores[:, 2], control_scores[:, 2])[rows]
+    return values
 
 
 def main(argv: list[str]) -> None:
     run.enter_project()
-    rows = READ(Path("study/params.yaml"))
+    rows = run.read_params("study/params.yaml")
     if argv == ["table"]:
         stages = {stage: rows[stage] for stage in ("ict", "hp")}
-        found = results.table(results.collect("controls", stages), stages, "corrected")
+        found = results.summarise(results.collect("controls", stages), stages, "corrected")
         results.write(found.assign(estimand=results.ESTIMAND), "study/controls.csv")
         return
     stage, row, seed = argv[0], argv[1], int(argv[2])
-    params, options = READ(Path("params.yaml")), rows[stage][row]
+    params = run.read_params()
     out = RUNS / stage / f"{row}-{seed}"
-    values = measured(trained(stage, row, seed, params, options, out), params)
+    values = measured(trained(stage, row, seed, params, rows[stage][row], out), params)
     files.atomic(out.with_name(f"{out.name}.parquet"), values.to_parquet)
     print(stage, row, seed, values.groupby("measure", sort=False).value.mean().round(3).to_dict())
 

@@ -1,5 +1,5 @@
-"""What the study keeps and tells: the value of every row of every run in study/NAME_rows.parquet, from which study/NAME.csv is computed,
-anew too where the runs are gone."""
+"""The study's results: the value of every row of every run in study/NAME_rows.parquet, from which study/NAME.csv is computed, also
+after the runs themselves are deleted."""
 
 import os
 import platform
@@ -12,20 +12,28 @@ from icthp import evaluation, files
 
 RUNS = Path("study/runs")
 ESTIMAND = "mean over rows, interval over prompts and seeds"
-COLUMNS = ["stage", "row", "seed", "measure", "index", "unit", "value"]
+RUN = ["stage", "row", "seed"]
+COLUMNS = [*RUN, "measure", "index", "unit", "value"]
+
+
+def rows_of(measure: str, units, values) -> pd.DataFrame:
+    """Values of one measure as rows: measure, index (the number of a test row, scene or picture), unit (its prompt or scene), value."""
+    units = list(map(str, units))
+    return pd.DataFrame({"measure": measure, "index": range(len(units)), "unit": units, "value": values})
 
 
 def collect(name: str, stages: dict[str, dict]) -> pd.DataFrame:
-    """Every value of every run of these stages, a row a measure and test row or picture (COLUMNS; unit: its prompt or scene), kept in
-    study/NAME_rows.parquet. What was kept of a run that is no longer in study/runs stays."""
-    file, found = Path(f"study/{name}_rows.parquet"), []
-    for stage, row in ((stage, row) for stage, named in stages.items() for row in named):
-        for path in sorted((RUNS / stage).glob(f"{row}-[0-9]*.parquet")):
-            found.append(pd.read_parquet(path).assign(stage=stage, row=row, seed=int(path.stem.rpartition("-")[2])))
-    run = ["stage", "row", "seed"]
+    """Every value of every run of these stages, a row a measure and test row or picture (COLUMNS; unit: its prompt or scene), written to
+    study/NAME_rows.parquet. Rows of a run that is no longer in study/runs stay there."""
+    file = Path(f"study/{name}_rows.parquet")
+    found = []
+    for stage, rows in stages.items():
+        for row in rows:
+            found += [_read(path, stage, row) for path in sorted((RUNS / stage).glob(f"{row}-[0-9]*.parquet"))]
     if file.exists():
-        kept, new = pd.read_parquet(file), {tuple(part[run].iloc[0]) for part in found}
-        found.append(kept[[tuple(key) not in new for key in kept[run].itertuples(index=False)]])
+        earlier = pd.read_parquet(file)
+        measured_again = {tuple(part[RUN].iloc[0]) for part in found}
+        found.append(earlier[[tuple(run) not in measured_again for run in earlier[RUN].itertuples(index=False)]])
     if not found:
         raise FileNotFoundError(f"neither {RUNS} nor {file} holds a measured run: `make study` makes them")
     values = pd.concat(found)[COLUMNS].astype({"value": "float32"}).reset_index(drop=True)
@@ -33,19 +41,24 @@ def collect(name: str, stages: dict[str, dict]) -> pd.DataFrame:
     return values
 
 
-def table(values: pd.DataFrame, stages: dict[str, dict], against: str = "") -> pd.DataFrame:
+def _read(path: Path, stage: str, row: str) -> pd.DataFrame:
+    """The values of one run, with its stage, row and seed."""
+    return pd.read_parquet(path).assign(stage=stage, row=row, seed=int(path.stem.rpartition("-")[2]))
+
+
+def summarise(values: pd.DataFrame, stages: dict[str, dict], against: str = "") -> pd.DataFrame:
     """A row of a table each row of the stages and measure: mean over rows and seeds, 95 % bootstrap over prompts and over seeds, lowest and
     highest seed. Beside it `minus`, the mean paired difference from the row `against` of the stage, if given, and its p, which conditions
-    on the trainings (statistics.paired)."""
+    on the trainings (evaluation.permutation_test)."""
     rows = []
     for stage, row in ((stage, row) for stage, named in stages.items() for row in named):
-        mine = values[(values.stage == stage) & (values.row == row)]
-        if mine.empty:
+        own = values[(values.stage == stage) & (values.row == row)]
+        if own.empty:
             print(f"{stage} {row} was not measured")
-        for measure, part in mine.groupby("measure", sort=False):
-            other = values[(values.stage == stage) & (values.row == against) & (values.measure == measure)]
+        for measure, part in own.groupby("measure", sort=False):
+            reference = values[(values.stage == stage) & (values.row == against) & (values.measure == measure)]
             entry = {"stage": stage, "row": row, "measure": measure} | _summary(part)
-            rows.append(entry | (_minus(part, other) if row != against and len(other) else {}))
+            rows.append(entry | (_minus(part, reference) if row != against and len(reference) else {}))
     return pd.DataFrame(rows)
 
 
@@ -55,12 +68,12 @@ def _summary(part: pd.DataFrame) -> dict:
     return found | {"n": part["index"].nunique(), "seeds": len(by_seed), "lowest_seed": by_seed.min(), "highest_seed": by_seed.max()}
 
 
-def _minus(part: pd.DataFrame, other: pd.DataFrame) -> dict:
+def _minus(part: pd.DataFrame, reference: pd.DataFrame) -> dict:
     """The differences of the same row with the same seed."""
-    pair = part.merge(other, on=["seed", "index", "unit"], suffixes=("", "_other"), validate="one_to_one")
+    pair = part.merge(reference, on=["seed", "index", "unit"], suffixes=("", "_reference"), validate="one_to_one")
     if pair.empty:
         return {}
-    found = evaluation.permutation_test(pair.value, pair.value_other, pair.unit, pair.seed)
+    found = evaluation.permutation_test(pair.value, pair.value_reference, pair.unit, pair.seed)
     names = {"mean": "minus", "low": "minus_low", "high": "minus_high", "p": "minus_p_given_trainings"}
     return {name: found[key] for key, name in names.items()}
 

@@ -3,6 +3,7 @@
 and the curves into study/tuning_curves.csv. `make study` runs everything, and goes on after a kill."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -13,8 +14,8 @@ import icthp
 from icthp import evaluation, files, microworld, pipelines, run, tables, tuning
 from icthp.evaluation import geneval
 
-READ, RUNS = run.read_params, results.RUNS / "tuning"
-CURVES = ["held_out_reward", "val_loss", "kb", "micro_right", "micro_richness", "spread"]
+RUNS = results.RUNS / "tuning"
+CURVES = ["held_out_reward", "val_loss", "kb", "micro_correct", "micro_richness", "diversity"]
 
 
 def tune(row: str, seed: int, options: dict) -> None:
@@ -27,43 +28,43 @@ def measure(row: str, seed: int, options: dict, params: dict) -> pd.DataFrame:
     """One row a picture and measure, as notebook 06 measures: measure, index (its number), unit (its prompt), value. A row without a reward
     is the untuned generator."""
     shared, own = params["shared"], params["evaluate"]
-    models = shared["models"]
-    sources = {"clip": shared["clip"], "pickscore": shared["pickscore"], "ict": f"local-dir:{models}/ict", "hp": f"{models}/hp",
-               "icthp": models}  # fmt: skip
-    scorers = {name: icthp.load(name, source) for name, source in sources.items()}
+    scorers = load_scorers(shared)
     pipe = pipelines.load_pipeline(own["generator"])
     if options:
         tuning.load_lora(pipe, RUNS / f"{row}-{seed}" / options["reward"])
+    sample_kwargs = {"steps": shared["sampler_steps"], "size": shared["size"], "guidance": own["guidance"]}
+    draw = partial(tuning.generate, pipe, seed=100_000 * seed, **sample_kwargs)
     prompts = Path(shared["prompts"])
     tasks = [task for task in geneval.read_metadata(prompts / "geneval.jsonl") for _ in range(own["geneval_images"])]
     texts = tables.read_lines(prompts / "test.txt")[: own["test_prompts"]]
-    draw = lambda texts, ids: tuning.generate(
-        pipe, texts, steps=shared["sampler_steps"], seed=100_000 * seed, ids=ids, size=shared["size"], guidance=own["guidance"]
-    )
-    values, _ = evaluation.evaluate_generator(
-        draw, texts, tasks, scorers, microworld.load_detector(shared["detector"], scorers["clip"]).measure
-    )
-    frames = [pd.DataFrame({"measure": name, "index": range(len(v)), "unit": list(map(str, v.index)), "value": v.to_numpy()})
-              for name, v in values.items()]  # fmt: skip
-    return pd.concat(frames, ignore_index=True)
+    detector = microworld.load_detector(shared["detector"], scorers["clip"])
+    values, _ = evaluation.evaluate_generator(lambda texts, ids: draw(texts, ids=ids), texts, tasks, scorers, detector.measure)
+    return pd.concat([results.rows_of(name, series.index, series.to_numpy()) for name, series in values.items()], ignore_index=True)
+
+
+def load_scorers(shared: dict) -> dict:
+    models = shared["models"]
+    sources = {"clip": shared["clip"], "pickscore": shared["pickscore"], "ict": f"local-dir:{models}/ict", "hp": f"{models}/hp",
+               "icthp": models}  # fmt: skip
+    return {name: icthp.load(name, source) for name, source in sources.items()}
 
 
 def curves(rows) -> pd.DataFrame:
-    """What the notebook saw of held-out prompts while it tuned: mean over seeds, lowest and highest of them."""
+    """Held-out prompts while the notebook tuned: mean over seeds, lowest and highest of them, a row a measure and step."""
     parts = []
     for row in rows:
         for seed, file in enumerate(sorted(RUNS.glob(f"{row}-*/*/history.parquet"))):
-            seen = pd.read_parquet(file).dropna(subset="val_loss")
-            parts.append(seen.reindex(columns=["step", *CURVES]).melt("step", var_name="measure").assign(row=row, seed=seed))
+            history = pd.read_parquet(file).dropna(subset="val_loss")
+            parts.append(history.reindex(columns=["step", *CURVES]).melt("step", var_name="measure").assign(row=row, seed=seed))
     grouped = pd.concat(parts).groupby(["row", "measure", "step"], sort=False).value
     return grouped.agg(["mean", "min", "max", "count"]).reset_index()
 
 
 def main(argv: list[str]) -> None:
     run.enter_project()
-    params, rows = READ(Path("params.yaml")), READ(Path("study/params.yaml"))["tuning"]
+    rows = run.read_params("study/params.yaml")["tuning"]
     if argv == ["table"]:
-        found = results.table(results.collect("tuning", {"tuning": rows}), {"tuning": rows})
+        found = results.summarise(results.collect("tuning", {"tuning": rows}), {"tuning": rows})
         results.write(found.assign(estimand=results.ESTIMAND), "study/tuning.csv")
         if list(RUNS.glob("*/*/history.parquet")):
             results.write(curves([row for row, options in rows.items() if options]), "study/tuning_curves.csv")
@@ -74,7 +75,8 @@ def main(argv: list[str]) -> None:
         tune(row, seed, rows[row])
     else:
         RUNS.mkdir(parents=True, exist_ok=True)
-        files.atomic(RUNS / f"{row}-{seed}.parquet", measure(row, seed, rows[row], params).to_parquet)
+        values = measure(row, seed, rows[row], run.read_params())
+        files.atomic(RUNS / f"{row}-{seed}.parquet", values.to_parquet)
 
 
 if __name__ == "__main__":

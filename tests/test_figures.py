@@ -49,3 +49,16 @@ def test_a_forest_reads_from_top_to_bottom():
     assert dict(zip([t.get_text() for t in axis.get_yticklabels()], axis.get_yticks())) == {"first": 1, "second": 0}
     assert axis.collections[-1].get_offsets().tolist() == [[0.1, 1], [0.9, 0]]
     plt.close(figure)
+
+
+def test_an_interval_as_text_of_any_row():
+    row = {"mean": 0.6123, "low": 0.55, "high": 0.661}
+    assert (
+        figures.format_ci(row) == figures.format_ci(pd.Series(row)) == "0.61 [0.55, 0.66]" and figures.format_ci(row, 1) == "0.6 [0.6, 0.7]"
+    )
+
+
+def test_a_scorer_of_a_file_has_a_label_a_colour_and_a_marker():
+    name = "rewards/edge.py:EdgeScorer"
+    assert figures.label("icthp") == "ICT-HP" and figures.label(name) == "EdgeScorer"
+    assert figures.colour(name) not in figures.COLOURS.values() and figures.marker(name) not in figures.MARKERS.values()

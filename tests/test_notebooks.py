@@ -79,8 +79,8 @@ def test_a2_lists_a_broken_picture_and_scores_the_others(tmp_path):
         Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
     (folder / "1b.png").write_bytes((folder / "1.png").read_bytes()[:50])
     table, printed = score(folder, tmp_path, scorers="jpeg,clip,pickscore,hp", prompt="a red circle")
-    broken = table[table.error.notna()]
-    assert len(table) == 4 and [p.rsplit("/", 1)[1] for p in broken.image] == ["1b.png"]
+    unreadable = table[table.error.notna()]
+    assert len(table) == 4 and [p.rsplit("/", 1)[1] for p in unreadable.image] == ["1b.png"]
     assert "1b.png cannot be read" in printed and "hp is left out" in printed and "dvc repro train_hp" in printed
     assert table[table.error.isna()][["jpeg", "clip", "pickscore"]].notna().all(axis=None)
     assert table.jpeg.notna().sum() == 3

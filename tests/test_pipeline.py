@@ -66,7 +66,7 @@ def test_the_pipeline_runs_to_the_end_after_a_kill_and_then_does_nothing(clone):
         assert len(list((clone / "figures").glob(f"*.{suffix}"))) == 16
     assert len(list((clone / "figures").glob("*.tex"))) == len(list((clone / "figures").glob("*.md"))) == 5
     metrics = json.loads((clone / "runs/evaluate/metrics.json").read_text(encoding="utf-8"))
-    assert {"clip_plain_i2_i1_acc", "icthp_geneval_mean", "micro_base_single_object_right"} <= metrics.keys()
+    assert {"clip_plain_i2_i1_acc", "icthp_geneval_mean", "micro_base_single_object_correct"} <= metrics.keys()
     for reward in ("clip", "ict", "hp", "icthp"):
         assert "reward_gain_low" in json.loads((clone / f"models/draft/{reward}/metrics.json").read_text(encoding="utf-8"))
     assert "runs/evaluate/summary.json" in shell("dvc metrics show --md", clone)

@@ -8,12 +8,14 @@ import pytest
 
 from conftest import ROOT
 
-README, TEMPLATE = (ROOT / "README.md").read_text(encoding="utf-8"), (ROOT / "docs/README.md.j2").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TEMPLATE = (ROOT / "docs/README.md.j2").read_text(encoding="utf-8")
 
 
 def test_it_is_the_templates_text():
-    """But for what the template fills in, values within a line and rows of tables; a change in one of the two only is found."""
-    at, depth, filled = 0, 0, None
+    """Apart from values within a line and rows of tables, which the template fills in; a change in one of the two files only is found."""
+    at, depth = 0, 0
+    filled = None
     fits = {
         None: lambda gap: not gap,
         "value": lambda gap: gap and "\n" not in gap,
@@ -39,14 +41,19 @@ def test_named_tests_exist():
 def test_linked_files_and_targets_exist():
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     assert links and not [link for link in links if not (ROOT / link).exists()]
-    told = set(re.findall(r"(?:^|`)make (\w+)", README, re.M))
-    assert told and told <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    targets = set(re.findall(r"(?:^|`)make (\w+)", README, re.M))
+    assert targets and targets <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
 
 
 @pytest.mark.parametrize("snippet", re.findall(r"```python\n(.*?)```", README, re.S), ids=lambda s: s.split("\n")[0][:40])
 def test_snippets_use_names_that_exist(snippet):
     tree = ast.parse(snippet)
-    modules = {a.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "icthp" for a in node.names}
+    imported = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name: importlib.import_module(alias.name) for alias in node.names if alias.name == "icthp"}
+        if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "icthp":
+            imported |= {alias.name: importlib.import_module(f"{node.module}.{alias.name}") for alias in node.names}
     used = {(node.value.id, node.attr) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
-    missing = [f"{m}.{name}" for m, name in used if m in modules and not hasattr(importlib.import_module(f"icthp.{m}"), name)]
-    assert modules and not missing
+    missing = [f"{module}.{name}" for module, name in used if module in imported and not hasattr(imported[module], name)]
+    assert imported and not missing

@@ -1,4 +1,4 @@
-"""The study: every control is listed, trained, measured, kept row by row and tabled."""
+"""The study: every control is listed, trained, measured, written row by row and tabled."""
 
 import inspect
 import json
@@ -36,9 +36,9 @@ def test_curves_of_tuning_are_means_over_seeds(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "RUNS", tmp_path)
     for row in ("clip", "clip_dpo"):
         for seed in (0, 1):
-            looks = {"val_loss": [None, 0.5 + seed, None, 1.0], "micro_richness": [None, 0.2, None, 0.4 + seed]}
+            history = {"val_loss": [None, 0.5 + seed, None, 1.0], "micro_richness": [None, 0.2, None, 0.4 + seed]}
             (tmp_path / f"{row}-{seed}/clip").mkdir(parents=True)
-            pd.DataFrame({"step": range(4)} | looks).to_parquet(tmp_path / f"{row}-{seed}/clip/history.parquet")
+            pd.DataFrame({"step": range(4)} | history).to_parquet(tmp_path / f"{row}-{seed}/clip/history.parquet")
     found = tuning.curves(["clip", "clip_dpo"]).set_index(["row", "measure", "step"])
     last = found.loc[("clip", "micro_richness", 3)]
     assert last[["mean", "min", "max", "count"]].tolist() == pytest.approx([0.9, 0.4, 1.4, 2])
@@ -50,12 +50,12 @@ def test_controls_are_trained_measured_and_tabled(triplets_folder, clip_folder, 
     import controls
 
     clip = f"local-dir:{clip_folder}"
-    recipe = SHORT | {"triplets": str(triplets_folder), "clip": clip}
+    config = SHORT | {"triplets": str(triplets_folder), "clip": clip}
     shared = {"triplets": str(triplets_folder), "clip": clip, "size": 64, "seed": 0}
     rows = {"ict": {"base": {}, "corrected": {}}, "hp": {"corrected": {}, "text": {"text_lambda": 1.0}, "statistics": {}, "icthp": {}}}
     (tmp_path / "study").mkdir()
     (tmp_path / "params.yaml").write_text(
-        json.dumps({"shared": shared, "train_ict": recipe, "train_hp": recipe, "evaluate": {"micro_scenes": 3}})
+        json.dumps({"shared": shared, "train_ict": config, "train_hp": config, "evaluate": {"micro_scenes": 3}})
     )
     (tmp_path / "study/params.yaml").write_text(json.dumps(rows | {"ict": rows["ict"] | {"later": {}}}))
     monkeypatch.chdir(tmp_path)
@@ -64,13 +64,14 @@ def test_controls_are_trained_measured_and_tabled(triplets_folder, clip_folder, 
             (tmp_path / "study/runs" / stage).mkdir(parents=True, exist_ok=True)
             controls.main([stage, row, "0"])
     controls.main(["table"])
-    table, kept = pd.read_csv("study/controls.csv"), pd.read_parquet("study/controls_rows.parquet")
-    plain = kept[(kept.row == "corrected") & (kept.stage == "ict") & (kept.measure == "i2_i1")]
+    table = pd.read_csv("study/controls.csv")
+    values = pd.read_parquet("study/controls_rows.parquet")
+    plain = values[(values.row == "corrected") & (values.stage == "ict") & (values.measure == "i2_i1")]
     row = table[(table.row == "corrected") & (table.stage == "ict") & (table.measure == "i2_i1")].iloc[0]
     assert row["mean"] == pytest.approx(plain.value.mean(), abs=1e-4) and row.lowest_seed <= row["mean"] <= row.highest_seed
     assert (row.n, row.groups) == (plain["index"].nunique(), plain.unit.nunique()) and row.estimand.startswith("mean over rows")
     shutil.rmtree("study/runs")
-    controls.main(["table"])  # the kept rows are enough
+    controls.main(["table"])  # the written rows are enough
     assert pd.read_csv("study/controls.csv").drop(columns="commit").equals(table.drop(columns="commit"))
     assert set(zip(table.stage, table.row)) == {(stage, row) for stage, named in rows.items() for row in named}
     assert set(table[table.row == "statistics"].measure) == {"i2_i1", "i3_i2", "i3_i1", "paradox_rate"} and (table.low <= table.high).all()
@@ -92,7 +93,7 @@ def test_a_row_of_the_study_never_mixes_estimands(monkeypatch):
     import results
 
     apart, same = rows_of(lambda s: 0.3 + 0.2 * s), rows_of(lambda s: 0.5, row="same")
-    table = results.table(pd.concat([apart, same]), {"ict": {"corrected": {}, "same": {}}}, "corrected").set_index("row")
+    table = results.summarise(pd.concat([apart, same]), {"ict": {"corrected": {}, "same": {}}}, "corrected").set_index("row")
     assert table.loc["corrected", ["lowest_seed", "mean", "highest_seed"]].tolist() == pytest.approx([0.3, 0.5, 0.7])
     assert (table.n == 40).all() and (table.groups == 10).all() and (table.seeds == 3).all()
     assert table.loc["corrected", "low"] < table.loc["same", "low"] and table.loc["corrected", "high"] > table.loc["same", "high"]

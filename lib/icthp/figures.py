@@ -20,6 +20,19 @@ NAMES = {"clip": "CLIP", "pickscore": "PickScore", "ict": "ICT", "hp": "HP", "ic
          "imagereward": "ImageReward", "random": "random", "ict_text": "ICT's text tower"}  # fmt: skip
 
 
+def label(name: str) -> str:
+    """What a scorer or generator is called in figures; of a class in a file, FILE.py:CLASS, the class."""
+    return NAMES.get(name, name.rpartition(":")[2])
+
+
+def colour(name: str) -> str:
+    return COLOURS.get(name, "0.3")
+
+
+def marker(name: str) -> str:
+    return MARKERS.get(name, ".")
+
+
 def style() -> None:
     """Set matplotlib's defaults: legible at 600 px, no ink that says nothing."""
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
@@ -40,6 +53,12 @@ def save(figure, name: str, folder="figures") -> Path:
 def errorbar(axis, x, rows, **kwargs) -> None:
     """Means with their intervals over x, from a frame with the columns mean, low and high (`evaluation.bootstrap_ci`)."""
     axis.errorbar(x, rows["mean"], [rows["mean"] - rows["low"], rows["high"] - rows["mean"]], **({"fmt": "o", "ms": 4} | kwargs))
+
+
+def format_ci(row, digits: int = 2) -> str:
+    """ "mean [low, high]" of a row with these three, e.g. "0.61 [0.55, 0.66]"."""
+    mean, low, high = (f"{row[name]:.{digits}f}" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
 def table(frame, name: str, folder="figures", caption: str = "") -> None:

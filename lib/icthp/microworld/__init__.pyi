@@ -4,6 +4,7 @@ from .annotators import utility as utility
 from .annotators import votes as votes
 from .annotators import weak_generator as weak_generator
 from .annotators import weak_pairs as weak_pairs
+from .axes import axis_votes as axis_votes
 from .detector import Detector as Detector
 from .detector import detector_loss as detector_loss
 from .detector import load_detector as load_detector

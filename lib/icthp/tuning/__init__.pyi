@@ -7,6 +7,8 @@ from .lora import load_lora as load_lora
 from .lora import merged as merged
 from .lora import save_lora as save_lora
 from .lora import without_lora as without_lora
+from .monitor import Monitor as Monitor
+from .monitor import independent_names as independent_names
 from .rewards import RewardStep as RewardStep
 from .sampling import decode as decode
 from .sampling import encode as encode
