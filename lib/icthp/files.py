@@ -138,7 +138,10 @@ def code(*modules: str) -> str:
     for a name without a file."""
     lib = Path(__file__).parents[1]
     for name in modules:
-        if not lib.joinpath("icthp", *name.split(".")).with_suffix(".py").exists() and not (lib / "icthp" / name.replace(".", "/")).is_dir():
+        if (
+            not lib.joinpath("icthp", *name.split(".")).with_suffix(".py").exists()
+            and not (lib / "icthp" / name.replace(".", "/")).is_dir()
+        ):
             raise ValueError(f"icthp has no module {name!r}")
     found = reached("\n".join(f"import icthp.{name}" for name in modules), lib)
     return digest({name: code_digest(file.read_text(encoding="utf-8")) for name, file in found.items()})
