@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPImageProcessor
 
-from icthp import kernels, losses, train
+from icthp import freezing, kernels, losses, train
 from icthp.data.triplets import Triplets, write_triplets
 from icthp.scorers import hub, loading
 from icthp.scorers.clip import save_clip
@@ -91,24 +91,25 @@ def test_near_misses_that_are_not_there(triplets_folder, clip_folder, tmp_path, 
 def test_the_scalars_are_those_of_this_ict(triplets_folder, clip_folder, tmp_path):
     """A killed run's scalars are not another ICT's."""
 
-    set_ = Triplets(triplets_folder, "train", 64)
-    one = train._ict_scalars(f"local-dir:{clip_folder}", set_, tmp_path, "cpu")
+    data = Triplets(triplets_folder, "train", 64)
+    one = train._ict_scalars(f"local-dir:{clip_folder}", data, tmp_path, "cpu")
     scorer = loading.load("clip", f"local-dir:{clip_folder}")
     torch.nn.init.normal_(scorer.model.text_projection)
     save_clip(scorer.model, scorer.tokenizer, scorer.architecture, tmp_path / "other", torch.float32)
-    two = train._ict_scalars(f"local-dir:{tmp_path / 'other'}", set_, tmp_path, "cpu")
-    assert not torch.allclose(one, two) and torch.equal(one, train._ict_scalars(f"local-dir:{clip_folder}", set_, tmp_path, "cpu"))
+    two = train._ict_scalars(f"local-dir:{tmp_path / 'other'}", data, tmp_path, "cpu")
+    assert not torch.allclose(one, two) and torch.equal(one, train._ict_scalars(f"local-dir:{clip_folder}", data, tmp_path, "cpu"))
 
 
 def test_the_reward_learns_the_order(triplets_folder, clip_folder, tmp_path):
     """Fitted to 24 triplets, HP orders I3 above I2 in nearly all of them, the same HP after one step of no size in fewer."""
-    fitted, right = Triplets(triplets_folder, "train", 64), {}
+    data = Triplets(triplets_folder, "train", 64)
+    accuracy = {}
     for lr in (0.0, 1e-3):
         options = SHORT | {"steps": 60 if lr else 1, "batch": 12, "validation": 0.0, "lr": lr}
         train.hp(out=tmp_path / str(lr), triplets=triplets_folder, clip=f"local-dir:{clip_folder}", **options)
-        values = torch.stack([loading.load("hp", str(tmp_path / str(lr))).score(p) for p in fitted.pixels(range(24))], 1)
-        right[lr] = (values[:, 2] > values[:, 1]).double().mean()
-    assert right[1e-3] > 0.9 > right[0.0]
+        values = torch.stack([loading.load("hp", str(tmp_path / str(lr))).score(p) for p in data.pixels(range(24))], 1)
+        accuracy[lr] = (values[:, 2] > values[:, 1]).double().mean()
+    assert accuracy[1e-3] > 0.9 > accuracy[0.0]
 
 
 @pytest.fixture
@@ -117,9 +118,9 @@ def first_loss(triplets_folder, clip_folder, tmp_path):
     made = iter(range(99))
 
     def loss(stage, **options):
-        recipe = SHORT | {"steps": 1, "batch": 24, "validation": 0.0, "lr": 0.0} | options
+        options = SHORT | {"steps": 1, "batch": 24, "validation": 0.0, "lr": 0.0} | options
         common = {"out": tmp_path / str(next(made)), "triplets": triplets_folder, "clip": f"local-dir:{clip_folder}"}
-        return train.STAGES[stage](**common, **recipe)[0]["loss"]
+        return train.STAGES[stage](**common, **options)[0]["loss"]
 
     return loss
 
@@ -158,7 +159,7 @@ def test_a_checkpoint_of_other_options_is_refused(triplets_folder, clip_folder, 
         "hinge_on": "logits",
     } | SHORT
     killed_before_the_end(monkeypatch, train.hp, **common)
-    with pytest.raises(ValueError, match="recipe.train_embeddings: was 'False', is 'True'; delete it to start again"):
+    with pytest.raises(ValueError, match="config.train_embeddings: was 'False', is 'True'; delete it to start again"):
         train.hp(**common | {"train_embeddings": True})
 
 
@@ -179,14 +180,14 @@ def count(step) -> float:
 
 
 def test_step_flops_at_the_papers_size():
-    """ViT-H/14 on the meta device, GFLOP a triplet: ICT without HP's tower; HP with cached ICT scalars, in train_embeddings mode (embeddings train,
-    so the backward pass crosses the frozen half) and with the embeddings frozen too."""
+    """ViT-H/14 on the meta device, GFLOP a triplet: ICT without HP's tower; HP with cached ICT scalars, where the embeddings train, so that
+    the backward pass crosses the frozen half, and where they are frozen too."""
     with torch.device("meta"):
         clip, head = open_clip.CLIP(**open_clip.get_model_config("ViT-H-14")), make_head(1024, "released")
-        pixels, words, labels = torch.empty(6, 3, 224, 224), torch.zeros(4, 77, dtype=torch.long), torch.empty(2, 3)
+        pixels, tokens, labels = torch.empty(6, 3, 224, 224), torch.zeros(4, 77, dtype=torch.long), torch.empty(2, 3)
 
     def ict():
-        v, t, _ = clip(pixels, words)
+        v, t, _ = clip(pixels, tokens)
         losses.ict_loss(v.unflatten(0, (3, -1)), *t.chunk(2), labels, labels).backward()
 
     def hp():
@@ -194,19 +195,19 @@ def test_step_flops_at_the_papers_size():
 
     assert round(count(ict) / 2) == 3293
     clip.requires_grad_(False)
-    layers, below = train.image_tower(clip)
+    layers, embeddings = freezing.image_layers(clip)
     for train_embeddings, expected in ((True, 2525), (False, 2006)):
         torch.nn.ModuleList(layers).requires_grad_(True)
-        train.freeze(layers, below, 0.5, train_embeddings)
+        freezing.freeze(layers, embeddings, 0.5, train_embeddings)
         assert round(count(hp) / 2) == expected
 
 
 def test_cached_pictures_are_the_decoded_ones(triplets_folder, tmp_path):
     plain, cached = (Triplets(triplets_folder, "train", 48) for _ in range(2))
     assert (cached.cache(tmp_path).pixels([3, 0]) - plain.pixels([3, 0])).abs().max() <= 0.5 / 255 + 1e-6
-    stamp = [p.stat().st_mtime_ns for p in tmp_path.iterdir()]
+    times = [p.stat().st_mtime_ns for p in tmp_path.iterdir()]
     Triplets(triplets_folder, "train", 48).cache(tmp_path)
-    assert [p.stat().st_mtime_ns for p in tmp_path.iterdir()] == stamp and len(stamp) == 1
+    assert [p.stat().st_mtime_ns for p in tmp_path.iterdir()] == times and len(times) == 1
     Triplets(triplets_folder, "test", 48).cache(tmp_path)  # other pictures, another file
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -219,7 +220,7 @@ def test_loader_is_twenty_times_the_released_one(tmp_path):
     row = {f"image_{i}": {"bytes": buffer.getvalue(), "path": None} for i in (1, 2, 3)} | {"easy_prompt": "a", "refined_prompt": "b"}
     row |= {"E1": 0.5, "E2": 0.5, "R1": 0.5, "R2": 0.5, "seed": 0, "split": "train", "source_1": "", "source_2": "", "source_3": ""}
     write_triplets([row | {"prompt_id": i} for i in range(4)], tmp_path, "train")
-    stored, processor = Triplets(tmp_path, "train", 224).cache(tmp_path / "store"), CLIPImageProcessor()
+    cached, processor = Triplets(tmp_path, "train", 224).cache(tmp_path / "store"), CLIPImageProcessor()
 
     def seconds(load, times):
         load()
@@ -229,7 +230,7 @@ def test_loader_is_twenty_times_the_released_one(tmp_path):
         return (time.process_time() - start) / times
 
     released = seconds(lambda: [processor(Image.open(io.BytesIO(buffer.getvalue())), return_tensors="pt") for _ in range(3)], 3)
-    ours = seconds(lambda: stored.pixels([0, 1, 2, 3]), 20) / 4
+    ours = seconds(lambda: cached.pixels([0, 1, 2, 3]), 20) / 4
     assert released > 20 * ours, f"{released / ours:.1f} times"
 
 
@@ -240,7 +241,7 @@ import os, sys
 import torch
 from icthp import train, trainer
 out, triplets, clip = sys.argv[1:4]
-recipe = dict(steps=9, batch=4, lr=1e-3, warmup=2, validation=0.2, validate_every=2, ema=0.9, save_every=2)
+options = dict(steps=9, batch=4, lr=1e-3, warmup=2, validation=0.2, validate_every=2, ema=0.9, save_every=2)
 rate = trainer.learning_rate
 torch.set_num_threads(1)
 for name, die_at in (pair.split("=") for pair in sys.argv[4:]):
@@ -248,7 +249,7 @@ for name, die_at in (pair.split("=") for pair in sys.argv[4:]):
         print(os.WTERMSIG(os.wait()[1]))
         continue
     trainer.learning_rate = lambda step, **kw: os.kill(os.getpid(), 9) if step == int(die_at) else rate(step, **kw)
-    train.ict(out=f"{out}/{name}", triplets=triplets, clip="local-dir:" + clip, **recipe)
+    train.ict(out=f"{out}/{name}", triplets=triplets, clip="local-dir:" + clip, **options)
     os._exit(0)
 """
 
@@ -281,21 +282,21 @@ SHARDED = {"gram": {"beta": 6.0}, "weights": {"beta": 0.1}, "groups": {"beta": 6
 SHARDED["sample weights"] = {"sample_weights": torch.arange(12) / 12, "negative_target": 0.1}
 
 
-def shard_of_the_loss(name, rank, world, wrap):
-    """[loss of the global batch, gradient of a layer that makes the features], of the `rank`-th of `world` equal parts."""
+def shard_of_the_loss(name, rank, world_size, wrap):
+    """[loss of the global batch, gradient of a layer that makes the features], of the `rank`-th of `world_size` equal parts."""
     images, easy, refined, *labels = triplets(12, 10)
     torch.manual_seed(0)
-    layer, mine = torch.nn.Linear(10, 10).double(), slice(rank, None, world)
+    layer, mine = torch.nn.Linear(10, 10).double(), slice(rank, None, world_size)
     model = wrap(layer)
     features = model(torch.cat([images[:, mine].flatten(0, 1), easy[mine], refined[mine]]))
-    v, e, r = torch.nn.functional.normalize(features, dim=-1).split([36 // world, 12 // world, 12 // world])
+    v, e, r = torch.nn.functional.normalize(features, dim=-1).split([36 // world_size, 12 // world_size, 12 // world_size])
     options = {k: value[mine] if isinstance(value, torch.Tensor) else value for k, value in SHARDED[name].items()}
     loss = kernels.sharded_ict_loss(v.unflatten(0, (3, -1)), e, r, *(part[mine] for part in labels), **options)
     loss.backward()
     value = loss.detach().clone()
-    if world > 1:
+    if world_size > 1:
         torch.distributed.all_reduce(value)
-    return [value / world, layer.weight.grad]
+    return [value / world_size, layer.weight.grad]
 
 
 def free_port() -> str:
@@ -317,9 +318,9 @@ def test_two_processes_give_the_loss_and_gradients_of_one(tmp_path):
 
 def test_accelerate_launch_trains_what_one_process_trains(triplets_folder, clip_folder, tmp_path):
     """`accelerate launch -m icthp.train --stage ict` on two processes, from a params.yaml."""
-    recipe = {"steps": 3, "batch": 4, "lr": 0.001, "warmup": 0, "validation": 0.2, "beta": 6.0}
-    recipe |= {"triplets": str(triplets_folder), "clip": f"local-dir:{clip_folder}"}
-    (tmp_path / "params.yaml").write_text(json.dumps({"shared": {"seed": 3, "device": "cpu", "size": 64}, "train_ict": recipe}))
+    options = {"steps": 3, "batch": 4, "lr": 0.001, "warmup": 0, "validation": 0.2, "beta": 6.0}
+    options |= {"triplets": str(triplets_folder), "clip": f"local-dir:{clip_folder}"}
+    (tmp_path / "params.yaml").write_text(json.dumps({"shared": {"seed": 3, "device": "cpu", "size": 64}, "train_ict": options}))
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1", "--mixed_precision=no"]
     launch += [
         "--dynamo_backend=no",
@@ -331,11 +332,11 @@ def test_accelerate_launch_trains_what_one_process_trains(triplets_folder, clip_
         "out=two",
     ]
     subprocess.run(launch, cwd=tmp_path, check=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    train.ict(out=tmp_path / "one", seed=3, **recipe)
-    one, two = (load_file(tmp_path / world / "open_clip_model.safetensors") for world in ("one", "two"))
+    train.ict(out=tmp_path / "one", seed=3, **options)
+    one, two = (load_file(tmp_path / name / "open_clip_model.safetensors") for name in ("one", "two"))
     # a key's bias shifts all logits of a softmax alike, so its gradient is rounding, which AdamW makes a full step of
     assert all((one[k] - two[k]).norm() <= 1e-5 * one[k].norm() for k in one if "in_proj_bias" not in k)
-    histories = [pd.read_parquet(tmp_path / world / "history.parquet") for world in ("one", "two")]
+    histories = [pd.read_parquet(tmp_path / name / "history.parquet") for name in ("one", "two")]
     assert np.allclose(*(h.loss for h in histories), rtol=1e-5) and [h.processes[0] for h in histories] == [1, 2]
 
 
@@ -412,5 +413,5 @@ def test_a_pushed_scorer_is_the_saved_one(pushed, clip_folder, tmp_path, name):
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9])
 def test_about_the_share_asked_for_is_held_out(share):
     groups = torch.arange(300).repeat_interleave(2)
-    held = train._held_out(groups, share)
-    assert held.double().mean().item() == pytest.approx(share, abs=0.04) and torch.equal(held[::2], held[1::2])
+    held_out = train._held_out(groups, share)
+    assert held_out.double().mean().item() == pytest.approx(share, abs=0.04) and torch.equal(held_out[::2], held_out[1::2])

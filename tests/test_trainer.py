@@ -44,7 +44,7 @@ def test_a_finished_run_is_not_repeated(tmp_path):
     assert second[1] == first[1]
 
 
-def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
+def test_a_checkpoint_of_other_hyperparameters_is_refused(tmp_path):
     """And the message says what differs, not all that there is."""
     run(tmp_path / "c.pt")
     with pytest.raises(ValueError, match=r"c.pt is another run's: lr: was 0.1, is 0.2; delete it to start again$"):
@@ -70,7 +70,7 @@ def test_a_loss_that_is_not_finite_names_the_batch_and_leaves_the_checkpoint(tmp
     says = r"loss is (nan|inf) at step 5; lower the learning rate 0.1, or look at this batch, prompt_id \[50, 51\]"
     with pytest.raises(FloatingPointError, match=says):
         trainer.train(
-            model, loss_fn, steps=9, lr=0.1, checkpoint=tmp_path / "c.pt", save_every=2, batch=lambda step: [10 * step, 10 * step + 1]
+            model, loss_fn, steps=9, lr=0.1, checkpoint=tmp_path / "c.pt", save_every=2, prompt_ids=lambda i: [10 * i, 10 * i + 1]
         )
     assert all(p.isfinite().all() for p in model.parameters())
     assert len(torch.load(tmp_path / "c.pt", weights_only=True)["history"]) == 4
@@ -118,7 +118,12 @@ def test_learning_rate_closed_form():
         at(60, schedule="step")
 
 
-def slope(path=None, steps=6, die_at=None, **options):
+def test_a_precision_that_is_none_is_named():
+    with pytest.raises(ValueError, match="precision must be one of no, bf16, not 'fp16'"):
+        straight_line(precision="fp16")
+
+
+def straight_line(path=None, steps=6, die_at=None, **options):
     """One weight, the loss 2 w: with plain steps a straight line. Returns (final weight, history)."""
     model = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
@@ -137,47 +142,47 @@ def slope(path=None, steps=6, die_at=None, **options):
 
 
 def test_accumulated_batches_are_one_step_of_their_mean():
-    weight, history = slope(accumulate=2, clip=1e9)
+    weight, history = straight_line(accumulate=2, clip=1e9)
     assert [row["grad_norm"] for row in history] == pytest.approx([1.5] * 6)  # the mean of 1 and 2
     assert [row["i"] for row in history] == [0.5, 2.5, 4.5, 6.5, 8.5, 10.5] and weight == pytest.approx(-0.6, abs=1e-6)
 
 
 def test_the_average_of_the_weights_is_what_remains(tmp_path):
     """diffusers' schedule of the decay: 0 at the first step, then (1 + n) / (10 + n) at most `ema`; killed in between or not."""
-    weight, _ = slope()
+    weight, _ = straight_line()
     average, plain = 0.0, 0.0
     for n in range(6):
         plain -= 0.1
         decay = min((1 + n) / (10 + n), 0.3) if n else 0.0
         average = decay * average + (1 - decay) * plain
     assert weight == pytest.approx(-0.6, abs=1e-6)
-    whole, _ = slope(ema=0.3)
-    slope(tmp_path / "c.pt", ema=0.3, die_at=4)
-    assert slope(tmp_path / "c.pt", ema=0.3)[0] == whole == pytest.approx(average, abs=1e-6)
+    whole, _ = straight_line(ema=0.3)
+    straight_line(tmp_path / "c.pt", ema=0.3, die_at=4)
+    assert straight_line(tmp_path / "c.pt", ema=0.3)[0] == whole == pytest.approx(average, abs=1e-6)
 
 
 def test_the_best_weights_are_kept(tmp_path):
-    """Validation is lowest at w = -0.3, after three of six steps; every second step is judged, so step four's are the best."""
-    judge = lambda model, _: (model.weight + 0.35).abs().item()
-    options = {"validate": judge, "validate_every": 2}
-    weight, history = slope(tmp_path / "c.pt", keep="best", **options)
+    """Validation is lowest at w = -0.3, after three of six steps; every second step validates, so step four's are the best."""
+    validate = lambda model, _: (model.weight + 0.35).abs().item()
+    options = {"validate": validate, "validate_every": 2}
+    weight, history = straight_line(tmp_path / "c.pt", restore_best=True, **options)
     assert weight == pytest.approx(-0.4, abs=1e-6) and [h.get("val_loss") is not None for h in history] == [False, True] * 3
     assert torch.load(tmp_path / "c.best.pt", weights_only=True)["weight"].item() == pytest.approx(-0.4, abs=1e-6)
     assert torch.load(tmp_path / "c.pt", weights_only=True)["model"]["weight"].item() == pytest.approx(-0.6, abs=1e-6)
-    assert slope(tmp_path / "d.pt", **options)[0] == pytest.approx(-0.6, abs=1e-6)
-    with pytest.raises(ValueError, match="keep must be"):
-        slope(keep="best")
+    assert straight_line(tmp_path / "d.pt", **options)[0] == pytest.approx(-0.6, abs=1e-6)
+    with pytest.raises(ValueError, match="restore_best needs a checkpoint and a validation"):
+        straight_line(restore_best=True)
 
 
 def test_patience_stops_the_run_and_it_stays_stopped(tmp_path):
     """Lowest after the third step; two validations later it stops, and again when it is started again."""
-    judge = lambda model, step: {"val_loss": (model.weight + 0.3).abs(), "other": 2 + step}
-    options = {"validate": judge, "validate_every": 1, "patience": 2, "keep": "best"}
+    validate = lambda model, step: {"val_loss": (model.weight + 0.3).abs(), "other": 2 + step}
+    options = {"validate": validate, "validate_every": 1, "patience": 2, "restore_best": True}
     for _ in range(2):
-        weight, history = slope(tmp_path / "c.pt", steps=20, **options)
+        weight, history = straight_line(tmp_path / "c.pt", steps=20, **options)
         assert len(history) == 5 and weight == pytest.approx(-0.3, abs=1e-6) and [h["other"] for h in history] == [2, 3, 4, 5, 6]
-    slope(tmp_path / "d.pt", steps=20, die_at=4, **options)
-    assert slope(tmp_path / "d.pt", steps=20, **options)[1] == history
+    straight_line(tmp_path / "d.pt", steps=20, die_at=4, **options)
+    assert straight_line(tmp_path / "d.pt", steps=20, **options)[1] == history
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(tmp_path):
@@ -190,7 +195,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(tmp_path)
         )
     assert model.weight.item() == 0 and not (tmp_path / "c.pt").exists()
     with pytest.raises(FloatingPointError, match="validation loss is nan"):
-        slope(tmp_path / "d.pt", validate=lambda *_: math.nan)
+        straight_line(tmp_path / "d.pt", validate=lambda *_: math.nan)
 
 
 def test_another_precision_in_the_same_process():
@@ -204,14 +209,14 @@ def test_another_precision_in_the_same_process():
 # ---- what a checkpoint belongs to ------------------------------------------------------------------------------------
 
 
-def test_the_callers_recipe_keeps_its_own_names(tmp_path):
-    """fit's `clip` bounds the gradient; a caller's may be the name of a model."""
-    slope(tmp_path / "c.pt", recipe={"clip": "one", "rows": 3})
-    assert slope(tmp_path / "c.pt", recipe={"clip": "one", "rows": 3})[0] is not None
-    with pytest.raises(ValueError, match=r"another run's: recipe.clip: was 'one', is 'two'; recipe.rows: was 3, is 'absent'; delete"):
-        slope(tmp_path / "c.pt", recipe={"clip": "two"})
+def test_the_callers_config_keeps_its_own_names(tmp_path):
+    """The trainer's `clip` bounds the gradient; a caller's may be the name of a model."""
+    straight_line(tmp_path / "c.pt", config={"clip": "one", "rows": 3})
+    assert straight_line(tmp_path / "c.pt", config={"clip": "one", "rows": 3})[0] is not None
+    with pytest.raises(ValueError, match=r"another run's: config.clip: was 'one', is 'two'; config.rows: was 3, is 'absent'; delete"):
+        straight_line(tmp_path / "c.pt", config={"clip": "two"})
     with pytest.raises(ValueError, match=r"another run's: clip: was 1.0, is 2.0; delete"):
-        slope(tmp_path / "c.pt", clip=2.0, recipe={"clip": "one", "rows": 3})
+        straight_line(tmp_path / "c.pt", clip=2.0, config={"clip": "one", "rows": 3})
 
 
 def test_a_checkpoint_of_another_base_is_refused(tmp_path):
@@ -233,35 +238,42 @@ def test_a_checkpoint_of_another_base_is_refused(tmp_path):
 
 @pytest.mark.parametrize("spoil", [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b"no checkpoint", lambda b: b[:-30]])
 def test_a_damaged_checkpoint_is_named(tmp_path, spoil):
-    slope(tmp_path / "c.pt")
+    straight_line(tmp_path / "c.pt")
     (tmp_path / "c.pt").write_bytes(spoil((tmp_path / "c.pt").read_bytes()))
     with pytest.raises(ValueError, match=r"c.pt is missing, cut or damaged: delete .*c.pt to start again"):
-        slope(tmp_path / "c.pt")
+        straight_line(tmp_path / "c.pt")
     torch.save([1, 2], tmp_path / "c.pt")
-    with pytest.raises(ValueError, match="c.pt is no checkpoint of this loop: delete it"):
-        slope(tmp_path / "c.pt")
+    with pytest.raises(ValueError, match="c.pt is no checkpoint of this trainer: delete it"):
+        straight_line(tmp_path / "c.pt")
+
+
+def test_a_checkpoint_of_the_first_version_is_refused(tmp_path):
+    """Its config was called another name, and held other ones."""
+    torch.save({"recipe": {}, "model": {}, "optimizer": {}, "history": []}, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match="c.pt is a run of icthp 0.1.0: finish it with that version, or delete it to start again"):
+        straight_line(tmp_path / "c.pt")
 
 
 def test_best_weights_that_are_gone_are_missed_at_once(tmp_path):
-    options = {"validate": lambda model, _: model.weight.abs().item(), "validate_every": 1, "keep": "best", "steps": 8}
-    slope(tmp_path / "c.pt", die_at=4, **options)
+    options = {"validate": lambda model, _: model.weight.abs().item(), "validate_every": 1, "restore_best": True, "steps": 8}
+    straight_line(tmp_path / "c.pt", die_at=4, **options)
     (tmp_path / "c.best.pt").write_bytes(b"")
     with pytest.raises(ValueError, match=r"c.best.pt is missing, cut or damaged: delete .*c.pt to start again"):
-        slope(tmp_path / "c.pt", die_at=4, **options)  # before the next step
+        straight_line(tmp_path / "c.pt", die_at=4, **options)  # before the next step
 
 
 def test_a_run_that_stops_early_leaves_a_checkpoint(tmp_path):
     """Whatever save_every is: started again, it is still finished."""
     options = {"validate": lambda model, _: (model.weight + 0.3).abs().item(), "validate_every": 1, "patience": 2, "save_every": 100}
-    first = slope(tmp_path / "c.pt", steps=20, **options)
+    first = straight_line(tmp_path / "c.pt", steps=20, **options)
     assert len(torch.load(tmp_path / "c.pt", weights_only=True)["history"]) == len(first[1]) == 5
-    assert slope(tmp_path / "c.pt", steps=20, die_at=1, **options) == first
+    assert straight_line(tmp_path / "c.pt", steps=20, die_at=1, **options) == first
 
 
 FULL = """
 import resource, signal, sys
 import torch
-from icthp.loop import fit
+from icthp import trainer
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 torch.manual_seed(0)
 model = torch.nn.Linear(500, 10)
@@ -272,9 +284,9 @@ def loss_fn(m, step):
     return m(torch.ones(1, 500)).square().mean(), {}
 
 try:
-    fit(model, loss_fn, steps=8, lr=0.1, checkpoint=sys.argv[1], save_every=2)
+    trainer.train(model, loss_fn, steps=8, lr=0.1, checkpoint=sys.argv[1], save_every=2)
 except OSError as error:
-    print("SAID", error)
+    print("MESSAGE", error)
 """
 
 
@@ -282,11 +294,11 @@ def test_a_disk_that_is_full_half_way_leaves_the_checkpoint_before(tmp_path):
     """The file system itself refuses the second checkpoint after 20 kB of it."""
     path = tmp_path / "c.pt"
     done = subprocess.run([sys.executable, "-c", FULL, path], capture_output=True, text=True, timeout=120)
-    assert f"SAID {path} could not be written; what was there before is untouched" in done.stdout, done.stderr[-2000:]
+    assert f"MESSAGE {path} could not be written; what was there before is untouched" in done.stdout, done.stderr[-2000:]
     assert len(torch.load(path, weights_only=True)["history"]) == 2 and [p.name for p in tmp_path.iterdir()] == ["c.pt"]
 
 
-# ---- a guest in somebody's own script --------------------------------------------------------------------------------
+# ---- isolated from a caller's own script --------------------------------------------------------------------------------
 
 
 def tiny(steps=2, **options):
@@ -296,7 +308,7 @@ def tiny(steps=2, **options):
 
 
 def test_the_callers_accelerator_keeps_its_settings():
-    """Another precision and another accumulation of gradients; neither reaches fit."""
+    """Another precision and another accumulation of gradients; neither reaches the trainer."""
     plain = tiny()
     mine = Accelerator(mixed_precision="bf16", cpu=True, gradient_accumulation_steps=4)
     layer, x = torch.nn.Linear(8, 8), torch.rand(4, 8)
@@ -309,7 +321,7 @@ def test_the_callers_accelerator_keeps_its_settings():
         type(state)._shared_state.clear()
 
 
-def test_fit_leaves_no_device_to_the_accelerators_that_follow():
+def test_training_leaves_no_device_to_the_accelerators_that_follow():
     before = dict(PartialState._shared_state)
     PartialState._shared_state.clear()
     tiny()
@@ -390,7 +402,7 @@ def test_a_gradient_that_was_there_before_is_none_of_this_run():
 def test_two_runs_of_one_folder_keep_their_own_best(tmp_path):
     """Names with a point in them: NAME.best.pt is NAME's."""
     for name in ("lr0.1", "lr0.2"):
-        fitted(line(), tmp_path / name, keep="best", validate=lambda m, _: 1.0, validate_every=2)
+        fitted(line(), tmp_path / name, restore_best=True, validate=lambda m, _: 1.0, validate_every=2)
     assert {p.name for p in tmp_path.iterdir()} == {"lr0.1", "lr0.2", "lr0.1.best.pt", "lr0.2.best.pt"}
 
 
