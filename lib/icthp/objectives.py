@@ -34,6 +34,8 @@ def ict_loss(scorer: ClipScorer, data: Triplets, labels: tuple[Tensor, Tensor], 
 
 
 def preference_loss(scorer: ClipScorer, data: Triplets) -> BatchLoss:
+    """losses.preference_loss of logit-scaled cosines with the easy prompts."""
+
     def loss_fn(model, rows, groups, is_shared):
         images, (texts,), logit_scale = _features(scorer, data, model, rows, ("easy",))
         return losses.preference_loss(logit_scale * (images * texts).sum(-1).T)
@@ -51,6 +53,8 @@ def _features(scorer: ClipScorer, data: Triplets, model: nn.Module, rows: Tensor
 
 
 def hp_loss(data: Triplets, objective: str, margin: float, hinge_on: str, product_loss: Callable | None) -> BatchLoss:
+    """The objective of `train.hp` on the head's outputs; with hinges also `product_loss`, if there is one."""
+
     def loss_fn(model, rows, groups, is_shared):
         pixels = data.pixels(rows).flatten(0, 1).to(next(model.parameters()).device)
         logits = model(pixels).float().unflatten(0, (3, -1)).movedim(0, 1)  # (b, 3, outputs)

@@ -25,6 +25,7 @@ from icthp.freezing import freeze, image_layers, text_layers
 from icthp.isolation import isolated
 from icthp.objectives import BatchLoss
 from icthp.scorers.base import Scorer
+from icthp.scorers.clip import ClipScorer
 from icthp.scorers.hp import HpScorer, make_head
 from icthp.scorers.loading import load
 from icthp.trainer import batch_indices
@@ -48,8 +49,8 @@ def ict(*, out, triplets, clip, objective: str = "ict", variant: str = "paper", 
         raise ValueError("near_lambda needs objective='ict': preferences know no mismatched prompts")
     device = _device(device)
     scorer = load("clip", clip, device=device).requires_grad_(True)
-    freeze(*image_layers(scorer.model), frozen_fraction, train_embeddings)
-    freeze(*text_layers(scorer.model), frozen_fraction, train_embeddings)
+    for layers, embeddings in (image_layers(scorer.model), text_layers(scorer.model)):
+        freeze(layers, embeddings, frozen_fraction, train_embeddings)
     scorer.model.logit_scale.requires_grad_(objective == "preference")  # a plain cosine has none
     data = Triplets(triplets, "train", scorer.preprocessing, scorer.tokenizer)
     if near_lambda and not any(data.texts["near"]):
@@ -74,16 +75,16 @@ def hp(*, out, triplets, clip, objective: str = "margin", margin: float = 0.3, h
     `freezing.freeze`. text_lambda: weight of the hinges on ICT * HP, whose frozen scalars come from the scorer `ict`, once; activation,
     reduction: losses.icthp_loss's. training: see `_train`."""
     config = {name: value for name, value in locals().items() if name not in _PLACES}
-    if objective not in ("margin", "preference", "uncertain") or hinge_on not in ("score", "logits"):
-        options = f"got {objective}, {hinge_on}"
-        raise ValueError(f'objective must be "margin", "preference" or "uncertain", hinge_on "score" or "logits"; {options}')
+    if objective not in ("margin", "preference", "uncertain"):
+        raise ValueError(f'objective must be "margin", "preference" or "uncertain", not {objective!r}')
+    if hinge_on not in ("score", "logits"):
+        raise ValueError(f'hinge_on must be "score" or "logits", not {hinge_on!r}')
     if text_lambda and (objective != "margin" or not ict):
         raise ValueError("text_lambda needs objective='margin' and ict, the source of a trained ICT")
     device = _device(device)
     backbone = load("clip", clip, device=device)
-    torch.manual_seed(training.get("seed", 0))
-    head_config = {"width": backbone.architecture["embed_dim"], "variant": head, "outputs": 1 + (objective == "uncertain")}
-    scorer = HpScorer(backbone, make_head(**head_config).to(device), head_config)
+    torch.manual_seed(training.get("seed", 0))  # of the head's first weights
+    scorer = _new_hp(backbone, head, outputs=2 if objective == "uncertain" else 1)
     layers, embeddings = image_layers(backbone.model)
     nn.ModuleList(layers).requires_grad_(True)
     freeze(layers, embeddings, frozen_fraction, train_embeddings)
@@ -96,6 +97,11 @@ def hp(*, out, triplets, clip, objective: str = "margin", margin: float = 0.3, h
         product_loss = objectives.product_loss(ict_scores, text_lambda, margin, activation, reduction)
     batch_loss = objectives.hp_loss(data, objective, margin, hinge_on, product_loss)
     return _train(scorer, _Logits(scorer), batch_loss, data, out, config, device=device, label="hp", **training)
+
+
+def _new_hp(backbone: ClipScorer, head: str, outputs: int) -> HpScorer:
+    config = {"width": backbone.architecture["embed_dim"], "variant": head, "outputs": outputs}
+    return HpScorer(backbone, make_head(**config).to(backbone.device), config)
 
 
 class _Logits(nn.Module):
@@ -148,8 +154,9 @@ def _train(scorer: Scorer, model: nn.Module, batch_loss: BatchLoss, data: Triple
         return batch_loss(model, rows[mine], groups if groups is None else groups[mine], True), {}
 
     def validate(model, _) -> float:
-        parts = batches.val_idx.split(batch)
-        total = sum(batch_loss(model, rows, batches.groups(rows), False).item() * len(rows) for rows in parts)
+        total = 0.0
+        for rows in batches.val_idx.split(batch):
+            total += batch_loss(model, rows, batches.groups(rows), False).item() * len(rows)
         return total / len(batches.val_idx)
 
     config = {name: str(value) for name, value in config.items()}

@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 from icthp import kernels, preprocessing
 from icthp.files import atomic_folder, digest, save_json
 from icthp.losses import no_autocast, upcast
-from icthp.pipelines import _copy
+from icthp.pipelines import cpu_copy
 from icthp.preprocessing import Preprocessing
 from icthp.scorers.base import Scorer
 from icthp.scorers.checkpoints import model_config, read_clip
@@ -24,7 +24,7 @@ from icthp.scorers.states import folder_of
 def save_clip(model: open_clip.CLIP, tokenizer, config: dict, folder, dtype=torch.float16) -> None:
     """Write `folder` so that open_clip.create_model_from_pretrained("local-dir:folder") reads it."""
     write = lambda partial: save_for_hf(
-        _copy(model, dtype), _in_transformers_format(tokenizer), config, str(partial), safe_serialization=True
+        cpu_copy(model, dtype), _in_transformers_format(tokenizer), config, str(partial), safe_serialization=True
     )
     atomic_folder(folder, write)
 
