@@ -41,8 +41,8 @@ def fitted(model, checkpoint=None, **options):
 def test_a_loss_that_is_not_finite_names_the_batch_and_leaves_the_checkpoint(tmp_path, bad):
     model = torch.nn.Linear(1, 1)
     loss_fn = lambda m, step: ((m(torch.ones(1, 1)) - 3).square().sum() * (bad if step == 5 else 1), {})
-    says = r"loss is (nan|inf) at step 5; lower the learning rate 0.1, or look at this batch, prompt_id \[50, 51\]"
-    with pytest.raises(FloatingPointError, match=says):
+    message = r"loss is (nan|inf) at step 5; lower the learning rate 0.1, or look at this batch, prompt_id \[50, 51\]"
+    with pytest.raises(FloatingPointError, match=message):
         trainer.train(
             model, loss_fn, steps=9, lr=0.1, checkpoint=tmp_path / "c.pt", save_every=2, prompt_ids=lambda i: [10 * i, 10 * i + 1]
         )

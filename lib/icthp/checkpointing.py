@@ -92,9 +92,10 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
 
 def _differences(saved: dict, current: dict) -> str:
     """ "lr: was 0.1, is 0.2; ...", or "" for equal configs."""
-    found = []
+    differences = []
     for name in saved | current:
-        before, now = saved.get(name, "absent"), current.get(name, "absent")
-        if before != now:
-            found.append(f"{name}: was {before!r}, is {now!r}")
-    return "; ".join(found)
+        before = saved.get(name, "absent")
+        after = current.get(name, "absent")
+        if before != after:
+            differences.append(f"{name}: was {before!r}, is {after!r}")
+    return "; ".join(differences)

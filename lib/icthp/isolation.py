@@ -11,8 +11,8 @@ from accelerate.state import AcceleratorState, GradientState
 
 @contextlib.contextmanager
 def isolated():
-    """Also a decorator. Inside, torch's random numbers, its autocast and accelerate's settings are this block's own; outside, the caller's
-    go on as if nothing had been drawn or set, however the block ends. Only a process group that the launch asks for remains."""
+    """Also a decorator. Inside, torch's random numbers, its autocast and accelerate's settings are this block's own; afterwards the
+    caller's are restored, after an error too. Only a process group that the launch asks for remains."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(_own_accelerate())
         stack.enter_context(_own_random_numbers())

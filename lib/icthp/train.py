@@ -150,8 +150,8 @@ def _train(scorer: Scorer, model: nn.Module, batch_loss: BatchLoss, data: Triple
     def loss_fn(model, i: int):
         rows = batches.rows(i)
         groups = batches.groups(rows)
-        mine = slice(state.process_index, None, state.num_processes)
-        return batch_loss(model, rows[mine], groups if groups is None else groups[mine], True), {}
+        shard = slice(state.process_index, None, state.num_processes)
+        return batch_loss(model, rows[shard], groups if groups is None else groups[shard], True), {}
 
     def validate(model, _) -> float:
         total = 0.0
@@ -204,16 +204,16 @@ def _split(data: Triplets, validation: float) -> tuple[Tensor, Tensor]:
     return train_idx, val_idx
 
 
-def _held_out(groups: Tensor, share: float) -> Tensor:
-    """(n,) bool: about `share` of the prompts, all their rows; every k-th prompt where the share is about 1 / k."""
-    if not 0 <= share < 1:
-        raise ValueError(f"validation must lie in [0, 1), not {share}")
-    if not share:
+def _held_out(groups: Tensor, fraction: float) -> Tensor:
+    """(n,) bool: about `fraction` of the prompts, all their rows; every k-th prompt where it is about 1 / k."""
+    if not 0 <= fraction < 1:
+        raise ValueError(f"validation must lie in [0, 1), not {fraction}")
+    if not fraction:
         return torch.zeros(len(groups), dtype=torch.bool)
-    k = round(1 / share)
-    if k > 1 and math.isclose(1 / k, share, rel_tol=0.1):
+    k = round(1 / fraction)
+    if k > 1 and math.isclose(1 / k, fraction, rel_tol=0.1):
         return groups % k == 0
-    return ((groups + 1) * share).floor() > (groups * share).floor()
+    return ((groups + 1) * fraction).floor() > (groups * fraction).floor()
 
 
 def _save(scorer: Scorer, history: pd.DataFrame, folder: Path) -> None:

@@ -33,7 +33,8 @@ def learning_rate(step: int, *, steps: int, peak: float, warmup: int = 0, schedu
 def batch_indices(step: int, *, n: int, size: int, seed: int = 0) -> Tensor:
     """(size,) int64: the rows of step `step` when n rows are shuffled anew each epoch and cut into batches; a last,
     short batch of an epoch is filled from the next one."""
-    rows, start = [], step * size
+    rows = []
+    start = step * size
     while len(rows) < size:
         epoch, offset = divmod(start + len(rows), n)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
@@ -87,16 +88,16 @@ def train(
     """Train the parameters of `model` that require a gradient with AdamW; returns one record of numbers a step.
 
     loss_fn(model, i) -> (scalar loss, dict of numbers to record) for batch i; a step takes `accumulate` batches. Random draws inside
-    it (dropout too) are seeded by (seed, i), and the caller's go on afterwards where they were. The model trains on its own device, on
-    every process of an `accelerate launch`, where gradients are the mean over processes. hyperparameters: see `Hyperparameters`.
+    it (dropout too) are seeded by (seed, i); the caller's random state is restored in the end. The model trains on its own device; under
+    `accelerate launch` on every process, and gradients are the mean over processes. hyperparameters: see `Hyperparameters`.
 
-    checkpoint: a path; the run saves every `save_every` steps and resumes from it, after it has repeated step 0 and found the same loss
-    and gradient norm. ValueError refuses a checkpoint of other data, another model or another loss; also one of other hyperparameters,
-    other first weights or another `config`, plain values that the caller adds: the message says what differs.
+    checkpoint: a path; the run saves every `save_every` steps. Started again it repeats step 0, finds the same loss and gradient norm, and
+    resumes. ValueError refuses a checkpoint of other data, another model or another loss; also one of other hyperparameters, other first
+    weights or another `config`, plain values that the caller adds: the message says what differs.
     validate(model, step) -> a loss, or a dict of numbers with one called "val_loss", every `validate_every` steps and at the end. The
-    record has it, and the weights of the lowest lie beside the checkpoint, NAME.best.pt; restore_best: the model ends with those.
-    A loss or gradient that is not finite stops the run with FloatingPointError before the weights change; it names the prompt ids
-    prompt_ids(i), if given.
+    record holds them; the weights of the lowest val_loss lie beside the checkpoint, NAME.best.pt; restore_best: the model ends with those.
+    FloatingPointError stops a run at a loss or gradient that is not finite, before the weights change; with prompt_ids(i) -> list it names
+    the prompts of that batch.
     """
     if restore_best and not (checkpoint and validate):
         raise ValueError("restore_best needs a checkpoint and a validation")
@@ -164,7 +165,8 @@ class _Run:
 
     def _backward(self, i: int, is_last: bool) -> dict:
         """Loss and gradient of batch i; only those of a step's last batch are exchanged between processes."""
-        accelerator, accumulate = self.accelerator, self.options.accumulate
+        accelerator = self.accelerator
+        accumulate = self.options.accumulate
         torch.manual_seed((self.options.seed + 7919 * accelerator.process_index) * 1_000_003 + i)
         with contextlib.nullcontext() if is_last else accelerator.no_sync(self.model):
             with accelerator.autocast():

@@ -41,14 +41,14 @@ def dpo_step(
     first_is_chosen = (first >= second)[:, None, None, None]
     chosen = torch.where(first_is_chosen, *x.chunk(2))
     rejected = torch.where(~first_is_chosen, *x.chunk(2))
-    inputs = [_where(valid, part) for part in (prompt_embeds, pooled, chosen, rejected)]
+    inputs = [_zero_invalid(valid, part) for part in (prompt_embeds, pooled, chosen, rejected)]
     weights = (valid & (first != second)) / valid.sum()
     dpo_loss(pipe, *inputs, beta=beta, generator=generator, weights=weights).backward()
     return RewardStep(rewards, pixels, valid.repeat(2))
 
 
-def _where(valid: Tensor, part: Tensor) -> Tensor:
-    """0 in the rows that are not valid: their weight is 0, and 0 * NaN is NaN."""
+def _zero_invalid(valid: Tensor, part: Tensor) -> Tensor:
+    """0 in the rows that are not valid: they weigh 0, but 0 * NaN is NaN."""
     return part.where(valid.view(-1, *[1] * (part.ndim - 1)), 0)
 
 

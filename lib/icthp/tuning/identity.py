@@ -72,32 +72,32 @@ def identity_of_pipeline(pipe: DiffusionPipeline) -> dict:
     how strong they are, device class, libraries and the code of this project that draws."""
     parts = {name: _identity_of_part(part) for name, part in sorted(pipe.components.items()) if part is not None}
     versions = {name: version(name) for name in LIBRARIES}
-    found = {"pipeline": type(pipe).__name__, "config": _config(pipe), "device": pipe.device.type}
+    identity = {"pipeline": type(pipe).__name__, "config": _config(pipe), "device": pipe.device.type}
     if torch.is_autocast_enabled(pipe.device.type):
-        found["autocast"] = str(torch.get_autocast_dtype(pipe.device.type))
-    return found | {"parts": parts, "versions": versions, "code": files.code(*DRAWING)}
+        identity["autocast"] = str(torch.get_autocast_dtype(pipe.device.type))
+    return identity | {"parts": parts, "versions": versions, "code": files.code(*DRAWING)}
 
 
 def _identity_of_part(part) -> list:
     shift = str(getattr(part, "shift", ""))  # a scheduler's, which set_shift moves
-    found = [type(part).__name__, _config(part), shift]
+    identity = [type(part).__name__, _config(part), shift]
     if not isinstance(part, nn.Module):
-        return found
+        return identity
     tiling = {name: str(value) for name, value in sorted(vars(part).items()) if name.startswith(("use_", "tile_"))}  # an autoencoder's
-    return [*found, files.fingerprint(part), _adapters(part), tiling, _hooks(part)]
+    return [*identity, files.fingerprint(part), _adapters(part), tiling, _hooks(part)]
 
 
 def _hooks(model: nn.Module) -> list:
     """The hooks of its layers, which may change what they compute; those of transformers only record."""
-    found = []
+    hooked = []
     for name, module in model.named_modules():
         for kind in ("_forward_hooks", "_forward_pre_hooks"):
             hooks = [hook for hook in getattr(module, kind).values() if not getattr(hook, "__module__", "").startswith("transformers.")]
             if hooks:
-                found.append([name, kind, [identity_of(hook) for hook in hooks]])
+                hooked.append([name, kind, [identity_of(hook) for hook in hooks]])
         if hasattr(module, "_diffusers_hook"):
-            found.append([name, sorted(module._diffusers_hook.hooks)])
-    return found
+            hooked.append([name, sorted(module._diffusers_hook.hooks)])
+    return hooked
 
 
 def _config(part) -> dict:
@@ -120,8 +120,8 @@ def _strengths(layer: LoraLayer) -> dict[str, float]:
 
 def identity_of_tokens(pipe: DiffusionPipeline, prompts: list[str]) -> dict:
     """What each tokenizer of the pipeline reads in the prompts and in the empty one."""
-    found = {}
+    tokens = {}
     for name, tokenizer in sorted(pipe.components.items()):
         if name.startswith("tokenizer") and tokenizer is not None:
-            found[name] = [tokenizer([*prompts, ""], truncation=True).input_ids, str(tokenizer.model_max_length)]
-    return found
+            tokens[name] = [tokenizer([*prompts, ""], truncation=True).input_ids, str(tokenizer.model_max_length)]
+    return tokens

@@ -39,7 +39,7 @@ def add_lora(
     ValueError where the transformer has a LoRA of that name, or one that is fused into its weights but not unloaded."""
     transformer = unwrap(pipe.transformer)
     _refuse_to_add(transformer)
-    others = active_adapters(transformer)
+    active = active_adapters(transformer)
     for part in (transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3):
         if part is not None:
             part.requires_grad_(False)
@@ -54,7 +54,7 @@ def add_lora(
         transformer.add_adapter(config, ADAPTER)
     for layer in _layers(transformer):
         layer.enable_adapters(True)  # where disable_lora had been called; then nothing was active, and is not now
-        layer.set_adapter([*others, ADAPTER])
+        layer.set_adapter([*active, ADAPTER])
     parameters = train_adapter(transformer)
     cast_training_params(transformer, dtype=torch.float32)
     return parameters
@@ -141,10 +141,10 @@ def _refuse_to_load(pipe, state: dict, folder) -> None:
     unknown = [name for name in state if name.partition(".lora")[0] not in known]
     if unknown or not state:
         example = next((layer for layer in layers if layer.endswith(LORA_TARGETS[0])), layers[0])
-        found = "it is empty"
+        reason = "it is empty"
         if unknown:
-            found = f"{len(unknown)} of its {len(state)} weights fit no layer of this pipeline, {unknown[0]} for one"
-        raise ValueError(f"{folder} is no LoRA for it: {found}; names such as {example}.lora_A.weight were looked for")
+            reason = f"{len(unknown)} of its {len(state)} weights fit no layer of this pipeline, {unknown[0]} for one"
+        raise ValueError(f"{folder} is no LoRA for it: {reason}; names such as {example}.lora_A.weight were looked for")
     for name in state:
         other_half = _other_half(name)
         if other_half not in state:
@@ -154,8 +154,11 @@ def _refuse_to_load(pipe, state: dict, folder) -> None:
 def _layer_names(pipe) -> list[str]:
     """Of all parts that may have a LoRA, sorted, as its weights begin."""
     parts = {name: getattr(pipe, name, None) for name in pipe._lora_loadable_modules}
-    found = {name: unwrap(part).named_modules() for name, part in parts.items() if part is not None}
-    return sorted(f"{name}.{layer}" for name, modules in found.items() for layer, _ in modules)
+    names = []
+    for name, part in parts.items():
+        if part is not None:
+            names += [f"{name}.{layer}" for layer, _ in unwrap(part).named_modules()]
+    return sorted(names)
 
 
 HALVES = {".lora_A.weight": ".lora_B.weight", ".lora.down.weight": ".lora.up.weight"}  # as PEFT and as older diffusers call them

@@ -44,12 +44,12 @@ def tune(
     prompts = as_texts(prompts)
     if has_adapter(transformer):
         train_adapter(transformer)
-    mine = slice(state.process_index, None, state.num_processes)
+    shard = slice(state.process_index, None, state.num_processes)
     prompt_embeds, pooled = encode(pipe, prompts)
 
     def loss_fn(_, step: int) -> tuple[Tensor, dict]:
-        rows = batch_indices(step, n=len(prompts), size=batch, seed=seed)[mine]
-        noise = [torch.Generator().manual_seed((seed * 1_000_003 + step) * 1009 + place) for place in range(batch)[mine]]
+        rows = batch_indices(step, n=len(prompts), size=batch, seed=seed)[shard]
+        noise = [torch.Generator().manual_seed((seed * 1_000_003 + step) * 1009 + place) for place in range(batch)[shard]]
 
         def batch_reward(pixels: Tensor, places: Tensor) -> Tensor:
             return reward(pixels, [prompts[rows[i]] for i in places.tolist()])
