@@ -86,6 +86,22 @@ def pipe(sd3_folder):
     return pipe
 
 
+@pytest.fixture
+def load_pipe(sd3_folder):
+    """load_pipe() -> a tiny pipeline of its own, without a LoRA."""
+    from icthp import pipelines
+
+    return lambda: pipelines.load_pipeline(str(sd3_folder))
+
+
+@pytest.fixture
+def prompt(pipe, scenes):
+    """Embeddings of three prompts, and pooled."""
+    from icthp import tuning
+
+    return tuning.encode(pipe, microworld.captions(scenes[:3]))
+
+
 @pytest.fixture(scope="session")
 def triplets_folder(clip_folder, tmp_path_factory):
     """24 train and 6 test triplets of the microworld; I3 is a rich render."""

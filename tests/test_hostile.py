@@ -311,5 +311,5 @@ def test_a_run_does_not_go_on_with_another_reward(pipe, tmp_path):
     run = lambda limit, steps: training.tune(pipe, PROMPTS, Limit(limit).score, update, steps=steps, **options)
     lora.add_lora(pipe, 2)
     run(0.9, 2)
-    with pytest.raises(ValueError, match="recipe.reward"):
+    with pytest.raises(ValueError, match="config.reward"):
         run(0.6, 2)

@@ -148,11 +148,13 @@ def test_the_command_line_of_training_takes_types_from_params_and_defaults(tmp_p
     sections = lambda **more: {"shared": {"clip": "local-dir:x", "seed": 1, "scale": "s"}, "train_ict": own | more}
     write = lambda **more: (tmp_path / "params.yaml").write_text(json.dumps(sections(**more)), encoding="utf-8")
     write(beta=1)
-    read = lambda *pairs: run.arguments(train.ict, "train_ict", list(pairs), (train._train, train.fit))
+    read = lambda *pairs: run.arguments(train.ict, "train_ict", list(pairs), train.KEYWORDS)
     assert read() == {"clip": "local-dir:x", "seed": 1, "out": "o", "triplets": "t", "steps": 4, "lr": 1e-3, "beta": 1.0}
-    typed = read("out=007", "clip=a: b", "steps=5", "lr=1e-5", "objective=null", "rounded=true", "keep=last", "theta=1.5", "cache=false")
+    typed = read(
+        "out=007", "clip=a: b", "steps=5", "lr=1e-5", "objective=null", "rounded=true", "restore_best=false", "theta=1.5", "cache=false"
+    )
     assert typed | {"out": "007", "clip": "a: b", "steps": 5, "lr": 1e-5, "objective": "null", "rounded": True} == typed
-    assert typed["keep"] == "last" and typed["theta"] == 1.5 and typed["cache"] is False
+    assert typed["restore_best"] is False and typed["theta"] == 1.5 and typed["cache"] is False
     for pair, says in [("steps=1.5", "steps must be a whole number"), ("rounded=1", "rounded must be true or false"),
                        ("stpes=3", "train_ict has no parameter stpes"), ("betas=[", "betas must be a value of YAML")]:  # fmt: skip
         with pytest.raises(ValueError, match=says):

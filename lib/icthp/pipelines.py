@@ -1,4 +1,4 @@
-"""Folders in the formats of the model hub: open_clip's `local-dir:`, a CLIP tokenizer, a Stable Diffusion 3 pipeline."""
+"""Diffusers pipelines: folders of Stable Diffusion 3 written and read, a CLIP's text tower in them, the fold of a T5 that is left out."""
 
 import copy
 import json
@@ -18,34 +18,42 @@ from icthp.files import atomic_folder
 from icthp.scorers.states import fill
 
 
-def _copy(model: nn.Module, dtype=torch.float16) -> nn.Module:
-    return copy.deepcopy(model).to("cpu", dtype)
-
-
 def text_tower(clip: open_clip.CLIP, tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
     """The text tower of an open_clip CLIP in transformers' format: equal features, so it fits a diffusers pipeline."""
     blocks = clip.transformer.resblocks
-    width, heads = clip.token_embedding.embedding_dim, blocks[0].attn.num_heads
-    tower = CLIPTextModelWithProjection(CLIPTextConfig(
-        vocab_size=clip.token_embedding.num_embeddings, hidden_size=width, intermediate_size=blocks[0].mlp.c_fc.out_features,
-        projection_dim=clip.text_projection.shape[1], num_hidden_layers=len(blocks), num_attention_heads=heads,
-        max_position_embeddings=clip.positional_embedding.shape[0], hidden_act=_activation(clip), bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))  # fmt: skip
+    config = CLIPTextConfig(
+        vocab_size=clip.token_embedding.num_embeddings,
+        hidden_size=clip.token_embedding.embedding_dim,
+        intermediate_size=blocks[0].mlp.c_fc.out_features,
+        projection_dim=clip.text_projection.shape[1],
+        num_hidden_layers=len(blocks),
+        num_attention_heads=blocks[0].attn.num_heads,
+        max_position_embeddings=clip.positional_embedding.shape[0],
+        hidden_act=_activation(clip),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    tower = CLIPTextModelWithProjection(config)
     tower.load_state_dict(_text_state(clip, "text_model." if hasattr(tower.text_model, "embeddings") else ""), strict=True)
     return tower.eval()
 
 
 def swap_text_tower(pipe: DiffusionPipeline, clip: open_clip.CLIP) -> DiffusionPipeline:
     """`pipe` with the weights of a CLIP's text tower in its first text encoder, in place, and nothing else changed. An encoder that
-    leaves out the tower's last layers, as Stable Diffusion 2.1's does, or its projection, takes the rest. ValueError that names the keys
-    where the shapes are others, or where the activations are."""
+    leaves out the tower's last layers, as Stable Diffusion 2.1's does, or its projection, takes the rest. ValueError for another
+    activation, and for other shapes: it names the keys."""
     encoder = pipe.text_encoder
     if encoder.config.hidden_act != _activation(clip):
         raise ValueError(f"this text tower has the activation {_activation(clip)}, the pipeline's {encoder.config.hidden_act}")
-    own = encoder.state_dict()
-    state = _text_state(clip, "text_model." if any(name.startswith("text_model.") for name in own) else "")
-    left_out = lambda name: name not in own and ("encoder.layers." in name or name.startswith("text_projection"))
-    fill(encoder, {name: value.to(encoder.dtype) for name, value in state.items() if not left_out(name)}, "this text tower")
+    names = set(encoder.state_dict())
+    root = "text_model." if any(name.startswith("text_model.") for name in names) else ""
+    state = {}
+    for name, value in _text_state(clip, root).items():
+        may_be_left_out = "encoder.layers." in name or name.startswith("text_projection")
+        if name in names or not may_be_left_out:
+            state[name] = value.to(encoder.dtype)
+    fill(encoder, state, "this text tower")
     return pipe
 
 
@@ -72,27 +80,39 @@ def _text_state(clip: open_clip.CLIP, root: str) -> dict[str, Tensor]:
 
 
 def save_sd3(pipe: StableDiffusion3Pipeline, folder) -> None:
-    """Write the pipeline with float16 weights that load as float32 by default, as a CPU wants them. ValueError where a LoRA is inside:
-    the folder's layers would have names that no reader knows."""
-    parts = {k: extract_model_from_parallel(v, keep_torch_compile=False) for k, v in pipe.components.items() if isinstance(v, nn.Module)}
-    if inside := [k for k, part in parts.items() if any(".base_layer." in name for name in part.state_dict())]:
-        remedy = "call pipe.fuse_lora() and then pipe.unload_lora_weights(), or save it alone by draft.save_lora"
-        raise ValueError(f"the {inside[0]} has a LoRA inside that a pipeline folder cannot hold: {remedy}")
-    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **_shift(pipe.scheduler))
-    parts = pipe.components | {k: _copy(part) for k, part in parts.items()} | {"scheduler": scheduler}
+    """Write the pipeline with float16 weights that load as float32 by default, which a CPU needs. ValueError for a pipeline with a LoRA
+    inside: the folder's layers would have names that diffusers does not know."""
+    models = {name: extract_model_from_parallel(part, keep_torch_compile=False)
+              for name, part in pipe.components.items() if isinstance(part, nn.Module)}  # fmt: skip
+    for name, model in models.items():
+        if any(".base_layer." in key for key in model.state_dict()):
+            remedy = "call pipe.fuse_lora() and then pipe.unload_lora_weights(), or save it alone by tuning.save_lora"
+            raise ValueError(f"the {name} has a LoRA inside that a pipeline folder cannot hold: {remedy}")
+    parts = pipe.components | {name: cpu_copy(model) for name, model in models.items()} | {"scheduler": _copy_scheduler(pipe.scheduler)}
     atomic_folder(folder, lambda partial: _write_sd3(StableDiffusion3Pipeline(**parts), partial))
-    for name in parts:  # older weights in shards or of another format would be read first
-        for old in Path(folder).glob(f"{name}/*"):
-            if old.name.endswith((".safetensors", ".bin", ".index.json")) and old.name not in WEIGHTS:
-                old.unlink()
+    _remove_older_weights(Path(folder), parts)
 
 
-WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")  # as diffusers names them where it writes no shards
+def cpu_copy(model: nn.Module, dtype=torch.float16) -> nn.Module:
+    """For a folder of weights, which a CPU reads too."""
+    return copy.deepcopy(model).to("cpu", dtype)
 
 
-def _shift(scheduler) -> dict:
-    """What set_shift made of it, which its config does not know."""
-    return {"shift": scheduler.shift} if "shift" in scheduler.config else {}
+def _copy_scheduler(scheduler):
+    """With its own shift, which set_shift changes and the config does not know."""
+    shift = {"shift": scheduler.shift} if "shift" in scheduler.config else {}
+    return type(scheduler).from_config(scheduler.config, **shift)
+
+
+WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")  # diffusers' names for weights without shards
+
+
+def _remove_older_weights(folder: Path, parts) -> None:
+    """Those in shards or of another format would be read first."""
+    for name in parts:
+        for file in folder.glob(f"{name}/*"):
+            if file.name.endswith((".safetensors", ".bin", ".index.json")) and file.name not in WEIGHTS:
+                file.unlink()
 
 
 def _write_sd3(pipe: StableDiffusion3Pipeline, folder: Path) -> None:
@@ -103,7 +123,8 @@ def _write_sd3(pipe: StableDiffusion3Pipeline, folder: Path) -> None:
 
 def load_pipeline(source: str, dtype=torch.float32, device="cpu", **kwargs) -> DiffusionPipeline:
     """Any diffusers pipeline from a folder or the Hub. Stable Diffusion 3 without its T5 encoder gets `fold_empty_t5`: an ordinary call
-    draws the ordinary picture, one with max_sequence_length=t5_length(pipe) the same at a quarter of the work."""
+    draws the ordinary picture, one with max_sequence_length=t5_length(pipe) the same at a quarter of the work. FileNotFoundError for a
+    folder that is no pipeline's."""
     index = Path(source) / "model_index.json"
     if Path(source).is_dir() and not index.exists():
         raise FileNotFoundError(f"{source} has no model_index.json: not a diffusers pipeline folder")
@@ -111,14 +132,14 @@ def load_pipeline(source: str, dtype=torch.float32, device="cpu", **kwargs) -> D
         kwargs |= {"text_encoder_3": None, "tokenizer_3": None}
     pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype, **kwargs).to(device)
     pipe.set_progress_bar_config(disable=True)
-    folds = isinstance(getattr(pipe, "transformer", None), SD3Transformer2DModel) and pipe.text_encoder_3 is None
-    return fold_empty_t5(pipe) if folds else pipe
+    lacks_t5 = isinstance(getattr(pipe, "transformer", None), SD3Transformer2DModel) and pipe.text_encoder_3 is None
+    return fold_empty_t5(pipe) if lacks_t5 else pipe
 
 
 def fold_empty_t5(pipe: StableDiffusion3Pipeline, length: int = 256) -> StableDiffusion3Pipeline:
     """Without its T5 encoder the pipeline attends to `length` equal zero tokens. They stay equal in every block, so one
     of them with log(length) added to its attention logit gives the same picture at a quarter of the work. A text with one token behind
-    the CLIP towers' is taken for such a fold, any other as it is."""
+    the CLIP towers' is taken for such a fold; any other text is attended to unchanged."""
     for block in pipe.transformer.transformer_blocks:  # not its attn2, which SD3.5-medium has for the image alone
         block.attn.set_processor(FoldedJointAttention(length, pipe.tokenizer_max_length + 1))
     return pipe
@@ -133,18 +154,21 @@ class FoldedJointAttention:
     """Stable Diffusion 3's joint attention; in a text of `folded` tokens the last one stands for `copies` equal ones."""
 
     def __init__(self, copies: int, folded: int):
-        self.copies, self.folded = copies, folded
+        self.copies = copies
+        self.folded = folded
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask=None, *, ip_hidden_states=None, temb=None, **others):
-        others |= {"attention_mask": attention_mask, "ip_hidden_states": ip_hidden_states, "temb": temb}  # diffusers passes what is named
-        if given := [name for name, value in others.items() if value is not None]:
+    def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask=None, *, ip_hidden_states=None, temb=None, **kwargs):
+        kwargs |= {"attention_mask": attention_mask, "ip_hidden_states": ip_hidden_states, "temb": temb}  # diffusers passes what is named
+        given = [name for name, value in kwargs.items() if value is not None]
+        if given:
             raise ValueError(f"this attention takes no {', '.join(given)}: load the pipeline by diffusers to use it")
 
         def heads(x, project, norm=None):  # (b, n, width) -> (b, heads, n, width / heads)
             x = project(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             return x if norm is None else norm(x)
 
-        image, text = hidden_states, encoder_hidden_states
+        image = hidden_states
+        text = encoder_hidden_states
         q = torch.cat([heads(image, attn.to_q, attn.norm_q), heads(text, attn.add_q_proj, attn.norm_added_q)], 2)
         k = torch.cat([heads(image, attn.to_k, attn.norm_k), heads(text, attn.add_k_proj, attn.norm_added_k)], 2)
         v = torch.cat([heads(image, attn.to_v), heads(text, attn.add_v_proj)], 2)

@@ -3,20 +3,20 @@ that starts again goes on to the same numbers."""
 
 import contextlib
 import math
-import os
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import GradientAccumulationPlugin
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from icthp.files import atomic, fingerprint
+from icthp.checkpointing import Checkpoint
+from icthp.isolation import isolated
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}  # accelerate's names of precision
 
 
 def learning_rate(step: int, *, steps: int, peak: float, warmup: int = 0, schedule: str = "cosine") -> float:
@@ -33,7 +33,8 @@ def learning_rate(step: int, *, steps: int, peak: float, warmup: int = 0, schedu
 def batch_indices(step: int, *, n: int, size: int, seed: int = 0) -> Tensor:
     """(size,) int64: the rows of step `step` when n rows are shuffled anew each epoch and cut into batches; a last,
     short batch of an epoch is filled from the next one."""
-    rows, start = [], step * size
+    rows = []
+    start = step * size
     while len(rows) < size:
         epoch, offset = divmod(start + len(rows), n)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
@@ -41,28 +42,32 @@ def batch_indices(step: int, *, n: int, size: int, seed: int = 0) -> Tensor:
     return torch.tensor(rows)
 
 
-@contextlib.contextmanager
-def isolated():
-    """Also a decorator. Inside, torch's random numbers, its autocast and accelerate's settings are this block's own; outside, the caller's
-    go on as if nothing had been drawn or set, however the block ends. Only a process group that the launch asks for remains."""
-    states = [AcceleratorState, GradientState]
-    if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        states.append(PartialState)  # holds the device, which a fit on the CPU would set for all that follow
-    before = [state._shared_state for state in states]
-    cuda = torch.cuda.is_initialized()
-    for state in states:
-        state._shared_state = type(state._shared_state)()  # the caller's Accelerator keeps the dictionary that it has
-    try:
-        with torch.random.fork_rng(range(torch.cuda.device_count()) if cuda else []), contextlib.ExitStack() as outside:
-            for kind in ("cpu", "cuda"):
-                if torch.is_autocast_enabled(kind):
-                    outside.enter_context(torch.autocast(kind, enabled=False))
-            yield
-    finally:
-        if not cuda:
-            torch.cuda.manual_seed_all(torch.initial_seed())  # which waits until CUDA starts, as the caller's own seed did
-        for state, own in zip(states, before):
-            state._shared_state = own
+@dataclass(frozen=True, kw_only=True)
+class Hyperparameters:
+    """What decides the numbers of a run, beside its model and its data."""
+
+    steps: int
+    lr: float  # of AdamW, at its peak
+    warmup: int = 0  # steps
+    schedule: str = "cosine"  # `learning_rate`'s
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: float = 1.0  # largest norm of a gradient
+    accumulate: int = 1  # batches a step
+    ema: float = 0.0  # decay of an average of the weights, which the model holds in the end; 0 for none
+    seed: int = 0
+    precision: str = "no"  # or "bf16", for autocast
+    patience: int = 0  # stop after so many validations without improvement; 0 for never
+
+    def __post_init__(self):
+        if self.precision not in DTYPES:
+            raise ValueError(f"precision must be one of {', '.join(DTYPES)}, not {self.precision!r}")
+        for name in ("lr", "weight_decay", "clip", "ema"):
+            object.__setattr__(self, name, float(getattr(self, name)))  # numpy's would end in the optimiser, which a checkpoint cannot hold
+        object.__setattr__(self, "betas", tuple(map(float, self.betas)))
+
+    def lr_at(self, step: int) -> float:
+        return learning_rate(step, steps=self.steps, peak=self.lr, warmup=self.warmup, schedule=self.schedule)
 
 
 @isolated()
@@ -70,224 +75,209 @@ def train(
     model: nn.Module,
     loss_fn: Callable[[nn.Module, int], tuple[Tensor, dict]],
     *,
-    steps: int,
-    lr: float,
-    warmup: int = 0,
-    schedule: str = "cosine",
-    weight_decay: float = 0.01,
-    betas: tuple[float, float] = (0.9, 0.98),
-    clip: float = 1.0,
-    accumulate: int = 1,
-    ema: float = 0.0,
-    seed: int = 0,
-    precision: str = "no",
     checkpoint=None,
     save_every: int = 100,
     validate: Callable[[nn.Module, int], float | dict] | None = None,
     validate_every: int = 100,
-    keep: str = "last",
-    patience: int = 0,
-    recipe: dict | None = None,
+    restore_best: bool = False,
+    config: dict | None = None,
     label: str = "train",
-    batch: Callable[[int], list] | None = None,
+    prompt_ids: Callable[[int], list] | None = None,
+    **hyperparameters,
 ) -> list[dict]:
     """Train the parameters of `model` that require a gradient with AdamW; returns one record of numbers a step.
 
     loss_fn(model, i) -> (scalar loss, dict of numbers to record) for batch i; a step takes `accumulate` batches. Random draws inside
-    it (dropout too) are seeded by (seed, i), and the caller's go on afterwards where they were. It runs where the model lies, on every
-    process of an `accelerate launch`, where gradients are the mean over processes. `ema`: decay of an average of the weights, which the
-    model holds in the end; 0 for none.
-    With `checkpoint` (a path) the run saves every `save_every` steps and resumes from it, after it has repeated step 0 and found
-    the same loss and gradient norm: a checkpoint of other data, another model or another loss is refused with ValueError; so is
-    one whose `recipe`, plain values that the caller adds to fit's own and to the digest of the model's first weights, is another: the
-    message says what differs.
-    validate(model, step) -> a loss, or a dict of numbers with one called "val_loss", every `validate_every` steps and at the end; the
-    record has it, and the weights of the lowest lie beside the checkpoint, NAME.best.pt; keep="best" ends with those. patience:
-    stop when so many validations on end have brought no lower one; 0 for never. `precision`: "no", or "bf16" for autocast. A loss
-    or gradient that is not finite stops the run with FloatingPointError before the weights change; it names the prompt ids batch(i), if
-    given.
+    it (dropout too) are seeded by (seed, i); the caller's random state is restored in the end. The model trains on its own device; under
+    `accelerate launch` on every process, and gradients are the mean over processes. hyperparameters: see `Hyperparameters`.
+
+    checkpoint: a path; the run saves every `save_every` steps. Started again it repeats step 0, finds the same loss and gradient norm, and
+    resumes. ValueError refuses a checkpoint of other data, another model or another loss; also one of other hyperparameters, other first
+    weights or another `config`, plain values that the caller adds: the message says what differs.
+    validate(model, step) -> a loss, or a dict of numbers with one called "val_loss", every `validate_every` steps and at the end. The
+    record holds them; the weights of the lowest val_loss lie beside the checkpoint, NAME.best.pt; restore_best: the model ends with those.
+    FloatingPointError stops a run at a loss or gradient that is not finite, before the weights change; with prompt_ids(i) -> list it names
+    the prompts of that batch.
     """
-    if precision not in DTYPES:
-        raise ValueError(f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
-    if keep not in ("last", "best") or keep == "best" and not (checkpoint and validate):
-        raise ValueError(f'keep must be "last", or "best" with a checkpoint and a validation, not {keep!r}')
-    lr, weight_decay, betas, clip, ema = float(lr), float(weight_decay), tuple(map(float, betas)), float(clip), float(ema)  # not numpy's
-    cpu = next(model.parameters()).device.type == "cpu"
-    alone = PartialState(cpu=cpu).num_processes == 1
-    accelerator = Accelerator(mixed_precision=precision, cpu=cpu, device_placement=not alone,  # alone, the model stays where it lies
-                              gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))  # fmt: skip
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    plain, average = model, EMAModel(trainable, decay=ema) if ema else None
-    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(trainable, lr=lr, betas=betas, weight_decay=weight_decay))
-    recipe = {f"recipe.{name}": value for name, value in (recipe or {}).items()} | {
-        "steps": steps, "lr": lr, "warmup": warmup, "schedule": schedule, "weight_decay": weight_decay, "betas": list(betas), "clip": clip,
-        "accumulate": accumulate, "ema": ema, "seed": seed, "precision": precision, "patience": patience,
-        "model": fingerprint(plain) if checkpoint else ""}  # fmt: skip
-    recipe = {name: value.item() if hasattr(value, "item") else value for name, value in recipe.items()}
-    best = Path(checkpoint).with_name(Path(checkpoint).name.removesuffix(".pt") + ".best.pt") if checkpoint else None
-    _training(model)
-    optimizer.zero_grad()  # a gradient that the caller left is none of this run's
-
-    def gradient(step: int) -> dict:
-        parts = [_backward(accelerator, model, loss_fn, step * accumulate + j, j, accumulate, seed) for j in range(accumulate)]
-        if all(p.grad is None for p in trainable):
-            raise ValueError(f"{label}: the loss of step {step} has no gradient; is it computed inside torch.no_grad()?")
-        norm = accelerator.clip_grad_norm_(trainable, clip)
-        return {"step": step} | _mean(accelerator, parts) | {"grad_norm": float(norm)}
-
+    if restore_best and not (checkpoint and validate):
+        raise ValueError("restore_best needs a checkpoint and a validation")
+    options = Hyperparameters(**hyperparameters)
+    run = _Run(model, loss_fn, options, label)
+    config = {f"config.{name}": value for name, value in (config or {}).items()} | asdict(options)
+    saved = Checkpoint(checkpoint, model, run.optimizer, run.average, config)
     try:
-        history = _resume(checkpoint, recipe, plain, optimizer, average, gradient)
-        if keep == "best" and any("val_loss" in record for record in history):
-            _read(best, checkpoint)  # before hours of training, not after
-        bar = tqdm(range(len(history), steps), desc=label, initial=len(history), total=steps, mininterval=5,
-                   disable=not accelerator.is_main_process)  # fmt: skip
+        history = saved.resume(run.gradient)
+        if restore_best and _val_losses(history):
+            saved.read_best()  # before hours of training, not after
+        bar = run.progress_bar(done=len(history))
         for step in bar:
-            if _should_stop(history, patience):
+            if _should_stop(history, options.patience):
                 break
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps=steps, peak=lr, warmup=warmup, schedule=schedule)
-            history.append(gradient(step))
-            wrong = [name for name in ("loss", "grad_norm") if not math.isfinite(history[-1][name])]
-            if wrong:
-                what = f"{label}: the {wrong[0]} is {history[-1][wrong[0]]} at step {step}; lower the learning rate {lr}"
-                ids = [i for j in range(accumulate) for i in batch(step * accumulate + j)] if batch else []
-                raise FloatingPointError(what + (f", or look at this batch, prompt_id {ids}" if batch else ""))
-            optimizer.step()
-            optimizer.zero_grad()
-            if average:
-                average.step(trainable)
-            if validate and _due(step, steps, validate_every):
-                with _averaged(average, trainable):
-                    _validate(validate, plain, history, best if accelerator.is_main_process else None)
+            history.append(run.gradient(step))
+            _raise_unless_finite(history[-1], options, label, prompt_ids)
+            run.update(step)
             bar.set_postfix(loss=f"{history[-1]['loss']:.4g}", refresh=False)
-            if checkpoint and accelerator.is_main_process and (_due(step, steps, save_every) or _should_stop(history, patience)):
-                _save(checkpoint, recipe, plain, optimizer, average, history)
-        if average:
-            average.copy_to(trainable)
-        accelerator.wait_for_everyone()
-        if keep == "best":
-            plain.load_state_dict(plain.state_dict() | _read(best, checkpoint))
-            accelerator.wait_for_everyone()  # nobody removes the file before all have read it
+            if validate and _due(step, options.steps, validate_every):
+                with run.averaged():
+                    history[-1] |= _validate(validate, model, step)
+                    if run.is_main and _is_best(history):
+                        saved.save_best()
+            if checkpoint and run.is_main and (_due(step, options.steps, save_every) or _should_stop(history, options.patience)):
+                saved.save(history)
+        run.finish()
+        if restore_best:
+            saved.restore_best()
+            run.accelerator.wait_for_everyone()  # nobody removes the file before all have read it
     finally:
-        accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # its forward is again the one that came, after an error too
-        optimizer.zero_grad()
-    plain.eval()
+        run.release()
+    model.eval()
     return history
 
 
-def _training(model: nn.Module) -> None:
-    """Training mode, but for the statistics of frozen batch norms, which would go on moving."""
+# ---- one run ----------------------------------------------------------------------------------------------------
+
+
+class _Run:
+    """The model of a run with all that moves its weights: accelerator, AdamW and the average of the weights."""
+
+    def __init__(self, model: nn.Module, loss_fn, options: Hyperparameters, label: str):
+        self.loss_fn = loss_fn
+        self.options = options
+        self.label = label
+        self.accelerator = _accelerator(model, options.precision)
+        self.is_main = self.accelerator.is_main_process
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.average = EMAModel(self.parameters, decay=options.ema) if options.ema else None
+        optimizer = torch.optim.AdamW(self.parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        _training_mode(self.model)
+        self.optimizer.zero_grad()  # a gradient that the caller left is none of this run's
+
+    def gradient(self, step: int) -> dict:
+        """The clipped gradient of a step, in the parameters; returns the step's record."""
+        first = step * self.options.accumulate
+        last = first + self.options.accumulate - 1
+        records = [self._backward(i, is_last=i == last) for i in range(first, last + 1)]
+        if all(p.grad is None for p in self.parameters):
+            raise ValueError(f"{self.label}: the loss of step {step} has no gradient; is it computed inside torch.no_grad()?")
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.options.clip)
+        return {"step": step} | self._mean(records) | {"grad_norm": float(norm)}
+
+    def _backward(self, i: int, is_last: bool) -> dict:
+        """Loss and gradient of batch i; only those of a step's last batch are exchanged between processes."""
+        accelerator = self.accelerator
+        accumulate = self.options.accumulate
+        torch.manual_seed((self.options.seed + 7919 * accelerator.process_index) * 1_000_003 + i)
+        with contextlib.nullcontext() if is_last else accelerator.no_sync(self.model):
+            with accelerator.autocast():
+                loss, numbers = self.loss_fn(self.model, i)
+            torch.clear_autocast_cache()  # inside the caller's autocast it would keep these weights for the next step
+            if loss.requires_grad:
+                accelerator.backward(loss / accumulate)
+            elif is_last:  # a tuning step has left its own gradients
+                for p in self.model.parameters():
+                    p.grad = None if p.grad is None else accelerator.reduce(p.grad / accumulate, "mean")
+        return {"loss": loss} | numbers
+
+    def _mean(self, records: list[dict]) -> dict:
+        """Over a step's batches and the processes."""
+        rows = [[torch.as_tensor(value).item() for value in record.values()] for record in records]
+        mean = torch.tensor(rows, dtype=torch.float64).mean(0)
+        if self.accelerator.num_processes > 1:
+            mean = self.accelerator.reduce(mean.to(self.accelerator.device), "mean")
+        return dict(zip(records[0], mean.tolist()))
+
+    def update(self, step: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.lr_at(step)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average:
+            self.average.step(self.parameters)
+
+    @contextlib.contextmanager
+    def averaged(self):
+        """Inside, the parameters are their average, if there is one."""
+        if self.average:
+            self.average.store(self.parameters)
+            self.average.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            if self.average:
+                self.average.restore(self.parameters)
+
+    def progress_bar(self, done: int) -> tqdm:
+        """Over the steps that remain."""
+        steps = self.options.steps
+        return tqdm(range(done, steps), desc=self.label, initial=done, total=steps, mininterval=5, disable=not self.is_main)
+
+    def finish(self) -> None:
+        if self.average:
+            self.average.copy_to(self.parameters)
+        self.accelerator.wait_for_everyone()
+
+    def release(self) -> None:
+        """The model's forward is again the one that came, after an error too."""
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        self.optimizer.zero_grad()
+
+
+def _accelerator(model: nn.Module, precision: str) -> Accelerator:
+    """On the model's own device, where one process is alone."""
+    cpu = next(model.parameters()).device.type == "cpu"
+    alone = PartialState(cpu=cpu).num_processes == 1
+    plugin = GradientAccumulationPlugin(num_steps=1)
+    return Accelerator(mixed_precision=precision, cpu=cpu, device_placement=not alone, gradient_accumulation_plugin=plugin)
+
+
+def _training_mode(model: nn.Module) -> None:
+    """But for the statistics of frozen batch norms, which would go on moving."""
     model.train()
     for part in model.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and not any(p.requires_grad for p in part.parameters()):
             part.eval()
 
 
+# ---- what a step's record says ----------------------------------------------------------------------------------
+
+
 def _due(step: int, steps: int, every: int) -> bool:
     return step + 1 == steps or (step + 1) % every == 0
 
 
-def _backward(accelerator: Accelerator, model, loss_fn, i: int, j: int, accumulate: int, seed: int) -> dict:
-    """Loss and gradient of batch i, the j-th of a step's; only the last one's are exchanged between processes."""
-    torch.manual_seed((seed + 7919 * accelerator.process_index) * 1_000_003 + i)
-    with contextlib.nullcontext() if j == accumulate - 1 else accelerator.no_sync(model):
-        with accelerator.autocast():
-            loss, numbers = loss_fn(model, i)
-        torch.clear_autocast_cache()  # inside the caller's autocast it would keep these weights for the next step
-        if loss.requires_grad:
-            accelerator.backward(loss / accumulate)
-        elif j == accumulate - 1:  # a DRaFT step has left its own gradients
-            for p in model.parameters():
-                p.grad = None if p.grad is None else accelerator.reduce(p.grad / accumulate, "mean")
-    return {"loss": loss} | numbers
+def _raise_unless_finite(record: dict, options: Hyperparameters, label: str, prompt_ids) -> None:
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(record[name]):
+            message = f"{label}: the {name} is {record[name]} at step {record['step']}; lower the learning rate {options.lr}"
+            if prompt_ids:
+                first = record["step"] * options.accumulate
+                ids = [each for i in range(first, first + options.accumulate) for each in prompt_ids(i)]
+                message += f", or look at this batch, prompt_id {ids}"
+            raise FloatingPointError(message)
 
 
-def _mean(accelerator: Accelerator, parts: list[dict]) -> dict:
-    """Over a step's batches and the processes."""
-    mean = torch.tensor([[torch.as_tensor(v).item() for v in part.values()] for part in parts], dtype=torch.float64).mean(0)
-    mean = accelerator.reduce(mean.to(accelerator.device), "mean") if accelerator.num_processes > 1 else mean
-    return dict(zip(parts[0], mean.tolist()))
-
-
-@contextlib.contextmanager
-def _averaged(average: EMAModel | None, trainable: list[nn.Parameter]):
-    """Inside, the parameters are their average, if there is one."""
-    if average:
-        average.store(trainable)
-        average.copy_to(trainable)
-    try:
-        yield
-    finally:
-        if average:
-            average.restore(trainable)
-
-
-def _validate(validate, model: nn.Module, history: list[dict], best: Path | None) -> None:
-    """The last record gets its val_loss; the weights of the lowest so far go to the file `best`."""
+def _validate(validate, model: nn.Module, step: int) -> dict[str, float]:
     model.eval()
     with torch.no_grad():
-        said = validate(model, history[-1]["step"])
-    history[-1] |= {k: float(v) for k, v in (said if isinstance(said, dict) else {"val_loss": said}).items()}
-    _training(model)
-    if not math.isfinite(history[-1]["val_loss"]):
-        raise FloatingPointError(f"the validation loss is {history[-1]['val_loss']} at step {history[-1]['step']}")
-    if best and history[-1]["val_loss"] <= min(record["val_loss"] for record in history if "val_loss" in record):
-        atomic(best, lambda partial: torch.save(_trained(model), partial))
+        measured = validate(model, step)
+    _training_mode(model)
+    numbers = measured if isinstance(measured, dict) else {"val_loss": measured}
+    numbers = {name: float(value) for name, value in numbers.items()}
+    if not math.isfinite(numbers["val_loss"]):
+        raise FloatingPointError(f"the validation loss is {numbers['val_loss']} at step {step}")
+    return numbers
+
+
+def _val_losses(history: list[dict]) -> list[float]:
+    return [record["val_loss"] for record in history if "val_loss" in record]
+
+
+def _is_best(history: list[dict]) -> bool:
+    losses = _val_losses(history)
+    return losses[-1] <= min(losses)
 
 
 def _should_stop(history: list[dict], patience: int) -> bool:
-    losses = [record["val_loss"] for record in history if "val_loss" in record]
+    losses = _val_losses(history)
     return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
-
-
-def _trained(model: nn.Module) -> dict[str, Tensor]:
-    """The state without what is frozen."""
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    return {name: t for name, t in model.state_dict().items() if name not in frozen}
-
-
-def _save(path, recipe: dict, model: nn.Module, optimizer, average: EMAModel | None, history: list[dict]) -> None:
-    state = {"recipe": recipe, "model": _trained(model), "optimizer": optimizer.state_dict(), "history": history}
-    state |= {"ema": average.state_dict()} if average else {}
-    atomic(path, lambda partial: torch.save(state, partial))
-
-
-def _read(path, checkpoint, keys=frozenset()) -> dict:
-    """What torch.save wrote, on the CPU. ValueError for a file that is missing, damaged, or without these keys."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file may raise anything
-        why = str(error).partition("\n")[0][:200] or type(error).__name__
-        raise ValueError(f"{path} is missing, cut or damaged: delete {checkpoint} to start again ({why})") from error
-    if not isinstance(state, dict) or keys - state.keys():
-        raise ValueError(f"{path} is no checkpoint of this loop: delete it to start again")
-    return state
-
-
-def _differences(was: dict, now: dict) -> str:
-    """ "lr: was 0.1, is 0.2; ...", or "" for equal recipes."""
-    values = ((name, was.get(name, "absent"), now.get(name, "absent")) for name in {**was, **now})
-    return "; ".join(f"{name}: was {old!r}, is {new!r}" for name, old, new in values if old != new)
-
-
-def _resume(path, recipe: dict, model: nn.Module, optimizer, average: EMAModel | None, gradient) -> list[dict]:
-    if path is None or not Path(path).exists():
-        return []
-    state = _read(path, path, {"recipe", "model", "optimizer", "history"})
-    if other := _differences(state["recipe"], recipe):
-        raise ValueError(f"{path} is another run's: {other}; delete it to start again")
-    was, now = state["history"][0], gradient(0)
-    optimizer.zero_grad()
-    for name, tolerance in (("loss", 1e-3), ("grad_norm", 1e-2)):
-        if not math.isclose(was[name], now[name], rel_tol=tolerance, abs_tol=1e-7):
-            begun = f"{path} began with {name} {was[name]:.6g}, this run with {now[name]:.6g}"
-            raise ValueError(f"{begun}: its data, model or loss is another; delete it to start again")
-    model.load_state_dict(model.state_dict() | state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    if average:
-        average.load_state_dict(state["ema"])
-        average.to(next(model.parameters()).device)
-    return state["history"]
-
-
-DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}  # accelerate's names of precision

@@ -67,7 +67,7 @@ def test_a_killed_training_goes_on_with_the_same_data_anywhere_and_with_no_other
     shutil.copytree(tmp_path / "out", tmp_path / "again")
     assert len(train.STAGES[stage](triplets=tmp_path / "elsewhere", **options)) == 2
     rewrite(tmp_path / "elsewhere", lambda i, row: row | {"source_1": "another"} if i == 23 else row)
-    with pytest.raises(ValueError, match=r"recipe.data: was '[0-9a-f]+', is '[0-9a-f]+'; delete it to start again"):
+    with pytest.raises(ValueError, match=r"config.data: was '[0-9a-f]+', is '[0-9a-f]+'; delete it to start again"):
         train.STAGES[stage](triplets=tmp_path / "elsewhere", **options | {"out": tmp_path / "again"})
 
 

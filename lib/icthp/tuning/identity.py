@@ -1,4 +1,4 @@
-"""Plain values (JSON's types) that tell options and pipelines apart, the same in every process: for the recipe of a run that goes on
+"""Plain values (JSON's types) that tell options and pipelines apart, the same in every process: for the config of a run that goes on
 after a kill, and for the names of files that are kept between runs."""
 
 import functools
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from icthp import files
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft")
-DRAWS = ("tuning/sampling", "tuning/lora", "pipelines", "images")  # the modules of this project between a prompt and its picture
+DRAWING = ("tuning/sampling", "tuning/lora", "pipelines", "images")  # the modules of this project between a prompt and its picture
 
 
 def identity_of(value):
     """An option's: a tensor's bytes; a function's name, and where it has no name of its own its code and the values that it closes over;
-    what a partial calls and with what; of any other object what it says of itself, or its class."""
+    what a partial calls and with what; of any other object its repr, or its class where the repr holds an address."""
     if isinstance(value, bool | int | float | str | None):
         return value
     if isinstance(value, np.ndarray | np.generic):
@@ -35,24 +35,25 @@ def identity_of(value):
     if inspect.ismethod(value):
         return [identity_of(value.__func__), identity_of(value.__self__)]
     if inspect.isfunction(value):
-        return _of_function(value)
+        return _identity_of_function(value)
     if isinstance(value, nn.Module):
         return [type(value).__qualname__, files.digest(repr(value)), files.fingerprint(value)]
-    said = repr(value)
-    return f"{type(value).__module__}.{type(value).__qualname__}" if " at 0x" in said else said  # an address is another in every process
+    text = repr(value)
+    if " at 0x" in text:  # an address, another one in every process
+        return f"{type(value).__module__}.{type(value).__qualname__}"
+    return text
 
 
 def _bytes(value: Tensor) -> bytes:
     return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
-def _of_function(function):
-    name = f"{function.__module__}.{function.__qualname__}"
-    if "<" not in function.__qualname__:
-        return name
-    closed = [cell.cell_contents for cell in function.__closure__ or ()]
-    values = [function.__defaults__, function.__kwdefaults__, [value for value in closed if value is not function]]  # it may call itself
-    return [name, files.digest(_code(function.__code__)), identity_of(values)]
+def _identity_of_function(function):
+    if "<" not in function.__qualname__:  # neither <lambda> nor <locals>
+        return f"{function.__module__}.{function.__qualname__}"
+    contents = [cell.cell_contents for cell in function.__closure__ or ()]
+    closed_over = [value for value in contents if value is not function]  # it may call itself
+    return [*identity_of_code(function), identity_of([function.__defaults__, function.__kwdefaults__, closed_over])]
 
 
 def identity_of_code(function) -> list:
@@ -69,28 +70,34 @@ def _code(code) -> list:
 def identity_of_pipeline(pipe: DiffusionPipeline) -> dict:
     """Of all that a diffusers pipeline draws with but the text, which the tokenizers read: weights, configurations, scheduler, LoRAs and
     how strong they are, device class, libraries and the code of this project that draws."""
-    parts = {name: _of_part(part) for name, part in sorted(pipe.components.items()) if part is not None}
-    own = {"pipeline": type(pipe).__name__, "config": _config(pipe), "device": pipe.device.type}
+    parts = {name: _identity_of_part(part) for name, part in sorted(pipe.components.items()) if part is not None}
+    versions = {name: version(name) for name in LIBRARIES}
+    identity = {"pipeline": type(pipe).__name__, "config": _config(pipe), "device": pipe.device.type}
     if torch.is_autocast_enabled(pipe.device.type):
-        own["autocast"] = str(torch.get_autocast_dtype(pipe.device.type))
-    return own | {"parts": parts, "versions": {name: version(name) for name in LIBRARIES}, "code": files.code(*DRAWS)}
+        identity["autocast"] = str(torch.get_autocast_dtype(pipe.device.type))
+    return identity | {"parts": parts, "versions": versions, "code": files.code(*DRAWING)}
 
 
-def _of_part(part) -> list:
-    own = [type(part).__name__, _config(part), str(getattr(part, "shift", ""))]  # a scheduler's, which set_shift moves
+def _identity_of_part(part) -> list:
+    shift = str(getattr(part, "shift", ""))  # a scheduler's, which set_shift moves
+    identity = [type(part).__name__, _config(part), shift]
     if not isinstance(part, nn.Module):
-        return own
-    tiles = {name: str(value) for name, value in sorted(vars(part).items()) if name.startswith(("use_", "tile_"))}  # an autoencoder's
-    return [*own, files.fingerprint(part), _adapters(part), tiles, _hooks(part)]
+        return identity
+    tiling = {name: str(value) for name, value in sorted(vars(part).items()) if name.startswith(("use_", "tile_"))}  # an autoencoder's
+    return [*identity, files.fingerprint(part), _adapters(part), tiling, _hooks(part)]
 
 
 def _hooks(model: nn.Module) -> list:
-    """What somebody hung into its layers and may change what they do; transformers hangs in its own, which only look."""
-    foreign = lambda hook: not getattr(hook, "__module__", "").startswith("transformers.")
-    found = [[name, kind, [identity_of(hook) for hook in getattr(m, kind).values() if foreign(hook)]]
-             for name, m in model.named_modules() for kind in ("_forward_hooks", "_forward_pre_hooks")]  # fmt: skip
-    added = [[name, sorted(m._diffusers_hook.hooks)] for name, m in model.named_modules() if hasattr(m, "_diffusers_hook")]
-    return [row for row in found if row[2]] + added
+    """The hooks of its layers, which may change what they compute; those of transformers only record."""
+    hooked = []
+    for name, module in model.named_modules():
+        for kind in ("_forward_hooks", "_forward_pre_hooks"):
+            hooks = [hook for hook in getattr(module, kind).values() if not getattr(hook, "__module__", "").startswith("transformers.")]
+            if hooks:
+                hooked.append([name, kind, [identity_of(hook) for hook in hooks]])
+        if hasattr(module, "_diffusers_hook"):
+            hooked.append([name, sorted(module._diffusers_hook.hooks)])
+    return hooked
 
 
 def _config(part) -> dict:
@@ -101,12 +108,20 @@ def _config(part) -> dict:
 
 
 def _adapters(model: nn.Module) -> list:
-    """Of each layer with LoRAs: which act and how strongly, which are fused into the weights."""
-    acting = lambda m: {} if m.disable_adapters else {name: m.scaling[name] for name in m.active_adapters if name in m.scaling}
-    return [[name, acting(m), m.merged_adapters] for name, m in model.named_modules() if isinstance(m, LoraLayer)]
+    """Of each layer with LoRAs: which are active and how strongly, which are fused into the weights."""
+    return [[name, _strengths(m), m.merged_adapters] for name, m in model.named_modules() if isinstance(m, LoraLayer)]
+
+
+def _strengths(layer: LoraLayer) -> dict[str, float]:
+    if layer.disable_adapters:
+        return {}
+    return {name: layer.scaling[name] for name in layer.active_adapters if name in layer.scaling}
 
 
 def identity_of_tokens(pipe: DiffusionPipeline, prompts: list[str]) -> dict:
     """What each tokenizer of the pipeline reads in the prompts and in the empty one."""
-    known = {name: part for name, part in sorted(pipe.components.items()) if name.startswith("tokenizer") and part is not None}
-    return {name: [part([*prompts, ""], truncation=True).input_ids, str(part.model_max_length)] for name, part in known.items()}
+    tokens = {}
+    for name, tokenizer in sorted(pipe.components.items()):
+        if name.startswith("tokenizer") and tokenizer is not None:
+            tokens[name] = [tokenizer([*prompts, ""], truncation=True).input_ids, str(tokenizer.model_max_length)]
+    return tokens

@@ -20,12 +20,12 @@ from torch import nn
 
 from icthp.files import atomic_folder
 
-OURS = "default"  # the name of add_lora's adapter; diffusers calls those that it loads default_0, default_1, ...
+ADAPTER = "default"  # the name of add_lora's adapter; diffusers calls those that it loads default_0, default_1, ...
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
 FILE = "pytorch_lora_weights.safetensors"
 
 
-def plain(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     """The module that torch.compile, accelerate or DistributedDataParallel has wrapped."""
     return extract_model_from_parallel(model, keep_torch_compile=False)
 
@@ -37,37 +37,42 @@ def add_lora(
     alpha / rank times, by default once; targets: names of linear layers, by default the attention's. The pictures stay as they are, for a
     new LoRA does nothing and one that is active stays so; torch's random numbers too, though `seed` draws the LoRA's.
     ValueError where the transformer has a LoRA of that name, or one that is fused into its weights but not unloaded."""
-    transformer = plain(pipe.transformer)
+    transformer = unwrap(pipe.transformer)
     _refuse_to_add(transformer)
-    beside = active_adapters(transformer)
+    active = active_adapters(transformer)
     for part in (transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3):
         if part is not None:
             part.requires_grad_(False)
-    alpha, targets = rank if alpha is None else alpha, LORA_TARGETS if targets is None else targets
-    config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=targets)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank if alpha is None else alpha,
+        init_lora_weights="gaussian",
+        target_modules=LORA_TARGETS if targets is None else targets,
+    )
     with torch.random.fork_rng(devices=[]):  # PEFT draws on the CPU, wherever the layer lies
         torch.default_generator.manual_seed(seed)
-        transformer.add_adapter(config, OURS)
+        transformer.add_adapter(config, ADAPTER)
     for layer in _layers(transformer):
         layer.enable_adapters(True)  # where disable_lora had been called; then nothing was active, and is not now
-        layer.set_adapter([*beside, OURS])
-    parameters = train_ours(transformer)
+        layer.set_adapter([*active, ADAPTER])
+    parameters = train_adapter(transformer)
     cast_training_params(transformer, dtype=torch.float32)
     return parameters
 
 
-def has_ours(model: nn.Module) -> bool:
-    return OURS in getattr(model, "peft_config", {})
+def has_adapter(model: nn.Module) -> bool:
+    return ADAPTER in getattr(model, "peft_config", {})
 
 
 def _refuse_to_add(transformer: nn.Module) -> None:
-    if has_ours(transformer):
-        take_out = f"take it out with pipe.delete_adapters({OURS!r}), or load it under another adapter_name"
-        raise ValueError(f"the transformer already has a LoRA called {OURS!r}, the name of add_lora's: {take_out}")
+    if has_adapter(transformer):
+        remedy = f"take it out with pipe.delete_adapters({ADAPTER!r}), or load it under another adapter_name"
+        raise ValueError(f"the transformer already has a LoRA called {ADAPTER!r}, the name of add_lora's: {remedy}")
     if any(layer.merged for layer in _layers(transformer)):
         raise ValueError("a LoRA is fused into the transformer and still listed: call pipe.unload_lora_weights(), the fused weights stay")
-    if others := {type(m).__name__ for m in transformer.modules() if isinstance(m, BaseTunerLayer) and not isinstance(m, LoraLayer)}:
-        raise ValueError(f"the transformer has adapters that are no LoRA ({', '.join(sorted(others))}): fuse and unload them first")
+    kinds = {type(m).__name__ for m in transformer.modules() if isinstance(m, BaseTunerLayer) and not isinstance(m, LoraLayer)}
+    if kinds:
+        raise ValueError(f"the transformer has adapters that are no LoRA ({', '.join(sorted(kinds))}): fuse and unload them first")
 
 
 def _layers(model: nn.Module) -> list[LoraLayer]:
@@ -75,35 +80,39 @@ def _layers(model: nn.Module) -> list[LoraLayer]:
 
 
 def active_adapters(model: nn.Module) -> list[str]:
-    """The names of the LoRAs that act in a forward pass."""
-    return list(dict.fromkeys(n for m in _layers(model) if not m.disable_adapters for n in m.active_adapters if n in m.scaling))
+    """The names of the LoRAs that act in a forward pass, each once."""
+    names = []
+    for layer in _layers(model):
+        if not layer.disable_adapters:
+            names += [name for name in layer.active_adapters if name in layer.scaling]
+    return list(dict.fromkeys(names))
 
 
-def train_ours(model: nn.Module) -> list[nn.Parameter]:
+def train_adapter(model: nn.Module) -> list[nn.Parameter]:
     """Freeze everything but the parameters of add_lora's adapter, and return these. ValueError where it is not active: diffusers
     activates a LoRA that it loads alone."""
-    if OURS not in (active := active_adapters(model)):
-        both = f"pipe.set_adapters({[*active, OURS]})"
-        raise ValueError(
-            f"the LoRA of add_lora is not active, {', '.join(active) or 'none'} is: load others before add_lora, or call {both}"
-        )
+    active = active_adapters(model)
+    if ADAPTER not in active:
+        remedy = f"load others before add_lora, or call pipe.set_adapters({[*active, ADAPTER]})"
+        raise ValueError(f"the LoRA of add_lora is not active, {', '.join(active) or 'none'} is: {remedy}")
     for name, p in model.named_parameters():
-        p.requires_grad_(f".{OURS}." in name)
+        p.requires_grad_(f".{ADAPTER}." in name)
     return [p for p in model.parameters() if p.requires_grad]
 
 
 def save_lora(pipe: StableDiffusion3Pipeline, folder) -> None:
     """folder/pytorch_lora_weights.safetensors, which pipe.load_lora_weights(folder) reads: add_lora's adapter alone, at the strength
-    that it has now. Its scale, alpha / rank by default, is multiplied into the weights, so that every reader draws the same pictures,
-    also one that takes alpha for the rank."""
-    model = plain(pipe.transformer)
-    if not has_ours(model):
+    that it has now. Its scale, alpha / rank by default, is multiplied into the weights, so that every program that reads them draws the
+    same pictures, also one that takes alpha for the rank. ValueError where there is no LoRA of add_lora."""
+    model = unwrap(pipe.transformer)
+    if not has_adapter(model):
         raise ValueError("this pipeline has no LoRA of add_lora that could be saved")
-    scale = {name: m.scaling[OURS] for name, m in model.named_modules() if isinstance(m, LoraLayer) and OURS in m.scaling}
+    scale = {name: m.scaling[ADAPTER] for name, m in model.named_modules() if isinstance(m, LoraLayer) and ADAPTER in m.scaling}
     state = {}
-    for name, value in get_peft_model_state_dict(model, adapter_name=OURS).items():
+    for name, value in get_peft_model_state_dict(model, adapter_name=ADAPTER).items():
         layer, _, half = name.rpartition(".lora_")
-        state[name.replace("_orig_mod.", "")] = value * scale[layer] if half.startswith("B.") else value  # blocks compiled one by one
+        plain_name = name.replace("_orig_mod.", "")  # of blocks that were compiled one by one
+        state[plain_name] = value * scale[layer] if half.startswith("B.") else value
     atomic_folder(folder, lambda partial: StableDiffusion3Pipeline.save_lora_weights(str(partial), transformer_lora_layers=state))
 
 
@@ -111,7 +120,7 @@ def load_lora(pipe: StableDiffusion3Pipeline, folder, adapter_name: str | None =
     """pipe.load_lora_weights(folder), of safetensors only. ValueError, before the pipeline changes, for a weight that is not finite, that
     fits no layer of it or lacks its other half, and for a file that is cut; FileNotFoundError where a folder has no such file."""
     if Path(folder).is_dir() and not list(Path(folder).glob("*.safetensors")):
-        raise FileNotFoundError(f"{folder} has no {FILE}: draft.save_lora writes it")
+        raise FileNotFoundError(f"{folder} has no {FILE}: tuning.save_lora writes it")
     try:
         state, metadata = pipe.lora_state_dict(str(folder), use_safetensors=True, return_lora_metadata=True)
     except SafetensorError as error:
@@ -128,19 +137,45 @@ def load_lora(pipe: StableDiffusion3Pipeline, folder, adapter_name: str | None =
 
 
 def _refuse_to_load(pipe, state: dict, folder) -> None:
-    if broken := [name for name, value in state.items() if not value.isfinite().all()]:
-        raise ValueError(f"{folder}: {broken[0]} is not finite; it would draw nothing (train or download it again)")
-    parts = {name: plain(part) for name in pipe._lora_loadable_modules if (part := getattr(pipe, name, None)) is not None}
-    layers = {f"{name}.{layer}" for name, part in parts.items() for layer, _ in part.named_modules()}
-    lost = [name for name in state if name.partition(".lora")[0] not in layers]
-    if lost or not state:
-        wanted = next((layer for layer in sorted(layers) if layer.endswith(LORA_TARGETS[0])), next(iter(sorted(layers))))
-        found = f"{len(lost)} of its {len(state)} weights fit no layer of this pipeline, {lost[0]} for one" if lost else "it is empty"
-        raise ValueError(f"{folder} is no LoRA for it: {found}; names such as {wanted}.lora_A.weight were looked for")
-    halves = {"lora_A.": "lora_B.", "lora_B.": "lora_A.", "lora.down.": "lora.up.", "lora.up.": "lora.down."}
-    other = {name: name.replace(one, two) for name in state for one, two in halves.items() if f".{one}weight" in name}
-    if alone := [name for name, twin in other.items() if twin not in state]:
-        raise ValueError(f"{folder}: {alone[0]} has no {other[alone[0]]} beside it; write or download it again")
+    not_finite = next((name for name, value in state.items() if not value.isfinite().all()), None)
+    if not_finite:
+        raise ValueError(f"{folder}: {not_finite} is not finite; it would draw nothing (train or download it again)")
+    layers = _layer_names(pipe)
+    known = set(layers)
+    unknown = [name for name in state if name.partition(".lora")[0] not in known]
+    if unknown or not state:
+        example = next((layer for layer in layers if layer.endswith(LORA_TARGETS[0])), layers[0])
+        reason = "it is empty"
+        if unknown:
+            reason = f"{len(unknown)} of its {len(state)} weights fit no layer of this pipeline, {unknown[0]} for one"
+        raise ValueError(f"{folder} is no LoRA for it: {reason}; names such as {example}.lora_A.weight were looked for")
+    for name in state:
+        other_half = _other_half(name)
+        if other_half not in state:
+            raise ValueError(f"{folder}: {name} has no {other_half} beside it; write or download it again")
+
+
+def _layer_names(pipe) -> list[str]:
+    """Of all parts that may have a LoRA, sorted, as its weights begin."""
+    parts = {name: getattr(pipe, name, None) for name in pipe._lora_loadable_modules}
+    names = []
+    for name, part in parts.items():
+        if part is not None:
+            names += [f"{name}.{layer}" for layer, _ in unwrap(part).named_modules()]
+    return sorted(names)
+
+
+HALVES = {".lora_A.weight": ".lora_B.weight", ".lora.down.weight": ".lora.up.weight"}  # as PEFT and as older diffusers call them
+
+
+def _other_half(name: str) -> str:
+    """The name of B's weight for A's and of A's for B's; any other name itself."""
+    for one, two in HALVES.items():
+        if one in name:
+            return name.replace(one, two)
+        if two in name:
+            return name.replace(two, one)
+    return name
 
 
 @contextlib.contextmanager
@@ -148,15 +183,15 @@ def merged(transformer):
     """Within, the active LoRAs are part of the weights: fewer products a step, for steps without a gradient. The weights come back as
     they were, bit for bit. Not for bfloat16 weights, which round most of a young LoRA away."""
     layers = [layer for layer in _layers(transformer) if not layer.merged and not layer.disable_adapters]
-    kept = [(p, p.data) for layer in layers for p in layer.get_base_layer().parameters()]
+    weights = [(p, p.data) for layer in layers for p in layer.get_base_layer().parameters()]
     try:
-        for p, data in kept:
+        for p, data in weights:
             p.data = data.clone()
         for layer in layers:
             layer.merge()
         yield
     finally:
-        for p, data in kept:
+        for p, data in weights:
             p.data = data
         for layer in layers:
             layer.merged_adapters.clear()
@@ -171,14 +206,15 @@ def without_lora(transformer):
         raise ValueError("the transformer has no LoRA that could be left out: call add_lora, or load one")
     if any(layer.merged for layer in layers):
         raise ValueError("the LoRA is fused into the transformer and cannot be left out: call pipe.unfuse_lora() first")
-    ours = has_ours(plain(transformer))
-    before = [(layer, layer.active_adapters, [p for p in layer.parameters() if p.requires_grad]) for layer in layers]
+    keeps_others = has_adapter(unwrap(transformer))
+    active = [layer.active_adapters for layer in layers]
+    trainable = [p for layer in layers for p in layer.parameters() if p.requires_grad]
     try:
-        for layer, active, _ in before:
-            layer.set_adapter([name for name in active if ours and name != OURS], inference_mode=True)
+        for layer, names in zip(layers, active):
+            layer.set_adapter([name for name in names if keeps_others and name != ADAPTER], inference_mode=True)
         yield
     finally:
-        for layer, active, trained in before:
-            layer.set_adapter(active, inference_mode=True)
-            for p in trained:
-                p.requires_grad_(True)
+        for layer, names in zip(layers, active):
+            layer.set_adapter(names, inference_mode=True)
+        for p in trainable:
+            p.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""tuning.training."""
+"""A tuning as a training run: prompts in batches, a noise for every picture, a checkpoint that knows its prompts and its reward."""
 
 import inspect
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from icthp import files
 from icthp.images import jpeg_bytes
 from icthp.trainer import batch_indices, train
 from icthp.tuning import identity
-from icthp.tuning.lora import has_ours, plain, train_ours
+from icthp.tuning.lora import has_adapter, train_adapter, unwrap
 from icthp.tuning.rewards import RewardStep
 from icthp.tuning.sampling import as_texts, encode
 
@@ -25,45 +25,50 @@ def tune(
     *,
     batch: int,
     seed: int = 0,
-    recipe: dict | None = None,
+    config: dict | None = None,
     **options,
 ) -> list[dict]:
-    """Train the LoRA that `add_lora` made with loop.fit; returns its records, with the mean reward, pictures left out, JPEG size.
+    """Train the LoRA that `add_lora` made; returns trainer.train's records, with the mean reward, pictures left out, JPEG size.
 
     reward(pixels (m, 3, h, w) in [0, 1], m prompts) -> (m,), higher is better: a scorer's `score`, say. update: `draft_step` or `dpo_step`
     with its options, as in partial(draft_step, steps=28, k=1). batch: prompts a step over all processes, of which each takes its
     part; the noise of a picture depends on seed, step and its place in the batch alone (where rewards are not finite, each process takes
-    the mean over its own). options: fit's (steps, lr, checkpoint, ...). A LoRA that is active beside it stays frozen.
+    the mean over its own). options: trainer.train's (steps, lr, checkpoint, ...). A LoRA that is active beside it stays frozen.
     Raises ValueError for a batch that the processes cannot share, for a LoRA of add_lora that is not active, and for a checkpoint of
     other prompts or of an `update` with other options.
     """
     state = PartialState(cpu=pipe.device.type == "cpu")
     if batch % state.num_processes:
         raise ValueError(f"batch must be a multiple of the {state.num_processes} processes, not {batch}")
-    transformer, prompts = plain(pipe.transformer), as_texts(prompts)
-    if has_ours(transformer):
-        train_ours(transformer)
-    mine, (embeds, pooled) = slice(state.process_index, None, state.num_processes), encode(pipe, prompts)
+    transformer = unwrap(pipe.transformer)
+    prompts = as_texts(prompts)
+    if has_adapter(transformer):
+        train_adapter(transformer)
+    shard = slice(state.process_index, None, state.num_processes)
+    prompt_embeds, pooled = encode(pipe, prompts)
 
-    def loss_fn(_, step: int):
-        rows = batch_indices(step, n=len(prompts), size=batch, seed=seed)[mine]
-        noise = [torch.Generator().manual_seed((seed * 1_000_003 + step) * 1009 + place) for place in range(batch)[mine]]
-        own = lambda pixels, places: reward(pixels, [prompts[rows[i]] for i in places.tolist()])
-        rewards, pixels, kept = update(pipe, embeds[rows], pooled[rows], own, generator=noise)
-        mean = rewards[kept].mean()
-        return -mean, {"reward": mean, "dropped": (~kept).sum(), "jpeg_kb": jpeg_bytes(pixels[kept]).mean() / 1000}
+    def loss_fn(_, step: int) -> tuple[Tensor, dict]:
+        rows = batch_indices(step, n=len(prompts), size=batch, seed=seed)[shard]
+        noise = [torch.Generator().manual_seed((seed * 1_000_003 + step) * 1009 + place) for place in range(batch)[shard]]
 
-    recipe = (recipe or {}) | {
+        def batch_reward(pixels: Tensor, places: Tensor) -> Tensor:
+            return reward(pixels, [prompts[rows[i]] for i in places.tolist()])
+
+        rewards, pixels, valid = update(pipe, prompt_embeds[rows], pooled[rows], batch_reward, generator=noise)
+        mean = rewards[valid].mean()
+        return -mean, {"reward": mean, "dropped": (~valid).sum(), "jpeg_kb": jpeg_bytes(pixels[valid]).mean() / 1000}
+
+    config = (config or {}) | {
         "batch": batch,
         "prompts": files.digest(prompts),
         "update": identity.identity_of(update),
-        "reward": _of_reward(reward),
+        "reward": _identity_of_reward(reward),
     }
-    return train(transformer, loss_fn, seed=seed, recipe=recipe, **options)
+    return train(transformer, loss_fn, seed=seed, config=config, **options)
 
 
-def _of_reward(reward) -> object:
-    """Which reward this is: a scorer's weights, or a function's code; what a function has in its hands may change while it runs."""
+def _identity_of_reward(reward) -> object:
+    """A scorer's weights, or a function's code without the values that it closes over, which may change while it runs."""
     owner = getattr(reward, "__self__", reward)
     if isinstance(owner, torch.nn.Module):
         return identity.identity_of(owner)
