@@ -81,7 +81,7 @@ def render(runs="runs", models="models", study="study") -> str:
                                      lstrip_blocks=True, keep_trailing_newline=True)  # fmt: skip
     rewards = params.read_params()["shared"]["rewards"]
     return environment.get_template("README.md.j2").render(
-        names=figures.NAMES,
+        label=figures.label,
         paradox=Results(f"{runs}/paradox/metrics.json"),
         explanations=Results(f"{runs}/explanations/metrics.json"),
         audit=Results(f"{runs}/pick_high/metrics.json"),

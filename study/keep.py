@@ -16,9 +16,9 @@ from icthp import run
 WHERE = ["measure", "index", "unit"]
 
 
-def differences(kept: pd.DataFrame, again: pd.DataFrame) -> list[str]:
+def differences(earlier: pd.DataFrame, again: pd.DataFrame) -> list[str]:
     """A sentence for each measure whose rows or values are not the same in both; values are compared exactly. Empty where all are."""
-    both = kept.merge(again, on=WHERE, how="outer", suffixes=("_kept", "_again"), indicator=True, validate="one_to_one")
+    both = earlier.merge(again, on=WHERE, how="outer", suffixes=("_earlier", "_again"), indicator=True, validate="one_to_one")
     return [sentence for measure, part in both.groupby("measure", sort=False) if (sentence := _difference(measure, part))]
 
 
@@ -26,8 +26,8 @@ def _difference(measure: str, part: pd.DataFrame) -> str:
     lone = int((part["_merge"] != "both").sum())
     if lone:
         return f"{measure}: {lone} of {len(part)} rows are in one of the two alone"
-    same = part.value_kept.eq(part.value_again) | (part.value_kept.isna() & part.value_again.isna())
-    far = (part.value_kept - part.value_again).abs().max()
+    same = part.value_earlier.eq(part.value_again) | (part.value_earlier.isna() & part.value_again.isna())
+    far = (part.value_earlier - part.value_again).abs().max()
     return "" if same.all() else f"{measure}: {int((~same).sum())} of {len(part)} values differ, by {far:.3g} at most"
 
 
@@ -41,17 +41,17 @@ def probe(stage: str, row: str, seed: int, out: Path) -> pd.DataFrame:
 def main(argv: list[str]) -> int:
     run.enter_project()
     stage, row, seed = argv or ["ict", "corrected", "0"]
-    kept = results.RUNS / stage / f"{row}-{seed}.parquet"
-    if not kept.exists():
-        print(f"{kept} is missing, so there is nothing to keep: `make study` makes it", file=sys.stderr)
+    result = results.RUNS / stage / f"{row}-{seed}.parquet"
+    if not result.exists():
+        print(f"{result} is missing, so there is nothing to keep: `make study` makes it", file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory() as folder:
-        found = differences(pd.read_parquet(kept), probe(stage, row, int(seed), Path(folder)))
+        found = differences(pd.read_parquet(result), probe(stage, row, int(seed), Path(folder)))
     if found:
-        print(f"{kept} is not what today's code gives; nothing is kept (`make study` runs what changed)", *found, sep="\n", file=sys.stderr)
+        print(f"{result} is not what today's code gives; nothing is kept (run `make study`)", *found, sep="\n", file=sys.stderr)
         return 1
     subprocess.run(["dvc", "commit", "-q", "-f"], cwd="study", check=True)
-    print(f"{kept} is what today's code gives: the study's results are kept")
+    print(f"{result} is what today's code gives: the study's results are kept")
     return 0
 
 

@@ -135,17 +135,17 @@ def test_a_fingerprint_sees_where_a_weight_is():
 
 
 def test_the_digest_of_code_names_a_module_that_is_not_there():
-    assert files.code("images", "tuning/lora") != files.code("images")
+    assert files.code("images", "tuning.lora") != files.code("images")
     with pytest.raises(ValueError, match="icthp has no module 'pictures'"):
         files.code("images", "pictures")
 
 
 def test_the_digest_of_code_ignores_comments(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "__file__", str(tmp_path / "files.py"))
-    (tmp_path / "kernels").mkdir()
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "icthp/files.py"))
+    (tmp_path / "icthp/kernels").mkdir(parents=True)
     found = []
     for text in ("x = 1", "x  =  1  # one", "x = 2"):
-        (tmp_path / "kernels/resize.py").write_text(text, encoding="utf-8")
+        (tmp_path / "icthp/kernels/resize.py").write_text(text, encoding="utf-8")
         files.code.cache_clear()
         found.append(files.code("kernels"))
     files.code.cache_clear()

@@ -49,7 +49,7 @@ def test_a_worktree_runs_its_own_code(checkouts):
 
 def test_training_of_a_worktree_starts_with_its_own_code(checkouts):
     environment, _, second = checkouts
-    (second / "lib/icthp/loop.py").write_text("raise SystemExit('the loop of ' + __import__('icthp').ORIGIN)", encoding="utf-8")
+    (second / "lib/icthp/trainer.py").write_text("raise SystemExit('the loop of ' + __import__('icthp').ORIGIN)", encoding="utf-8")
     done = python(environment, second, "-m", "icthp.train", "--stage", "ict")
     assert done.stderr.strip().splitlines()[-1] == "the loop of second"
 

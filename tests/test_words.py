@@ -105,6 +105,7 @@ PRIVATE_IN = {
 
 # Where a word has another sense.
 OTHER_SENSE = {
+    **dict.fromkeys(("fix_rate", "parity", "reforward", "watch_every", "watch_prompts"), "lib/icthp/params.py:key"),  # refused by RENAMED
     "reader": "lib/icthp/tables.py:name",  # of a CSV file
     "right": "lib/icthp/evaluation/geneval.py:name notebooks/07*:name",  # a side
     "cut": "lib/icthp/evaluation/geneval.py:name lib/icthp/evaluation/gallery*.py:*",  # an object cut out; a column of its table

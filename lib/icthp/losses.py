@@ -56,9 +56,9 @@ def check_shapes(**tensors: tuple[Tensor | None, str]) -> None:
             raise ValueError(f"{name} of shape {tuple(x.shape)} is an empty batch, which has no mean: leave it out")
 
 
-def check_ict(images, easy, refined, easy_labels, refined_labels, groups) -> None:
+def check_ict(image_features, easy, refined, easy_labels, refined_labels, groups) -> None:
     """check_shapes of ict_loss's arguments."""
-    check_shapes(images=(images, "3 b d"), easy=(easy, "b d"), refined=(refined, "b d"), easy_labels=(easy_labels, "b 3"),
+    check_shapes(image_features=(image_features, "3 b d"), easy=(easy, "b d"), refined=(refined, "b d"), easy_labels=(easy_labels, "b 3"),
                  refined_labels=(refined_labels, "b 3"), groups=(groups, "b"))  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def constant_weight(alpha: float, beta: float) -> bool:
 
 @full_precision
 def ict_loss(
-    images: Tensor,
+    image_features: Tensor,
     easy: Tensor,
     refined: Tensor,
     easy_labels: Tensor,
@@ -104,25 +104,25 @@ def ict_loss(
     groups: Tensor | None = None,
     rounded: bool = False,
 ) -> Tensor:
-    """Scalar ICT loss. images (3, b, d), easy and refined (b, d): unit rows; labels (b, 3).
+    """Scalar ICT loss. image_features (3, b, d), easy and refined (b, d): unit rows; labels (b, 3).
 
     For each prompt kind: the mean over (b, 3) of (matched cosine - label)^2, plus neg_lambda times the mean over the
     3 b (b - 1) mismatched (image, text) pairs of negative_weight * cosine^2. groups (b,) int: rows of equal id have the same
     prompt; the mean leaves the pairs among them out (0 if no pair is left). rounded: cosines and labels go through
     bfloat16 first, as released, which drops differences below 0.004.
     """
-    check_ict(images, easy, refined, easy_labels, refined_labels, groups)
+    check_ict(image_features, easy, refined, easy_labels, refined_labels, groups)
     total = 0
     for text, labels in ((easy, easy_labels), (refined, refined_labels)):
-        total = total + matched_loss(images, text, labels, rounded)
-        total = total + neg_lambda * mismatched_loss(images, text, alpha, beta, groups, rounded)
+        total = total + matched_loss(image_features, text, labels, rounded)
+        total = total + neg_lambda * mismatched_loss(image_features, text, alpha, beta, groups, rounded)
     return total
 
 
-def matched_loss(images: Tensor, text: Tensor, labels: Tensor, rounded: bool = False) -> Tensor:
-    """Mean over (b, 3) of (cosine of each image with its own prompt - label)^2. images (3, b, d), text (b, d), labels (b, 3)."""
-    check_shapes(images=(images, "3 b d"), text=(text, "b d"), labels=(labels, "b 3"))
-    cosine = (upcast(images) * upcast(text)).sum(-1)  # (3, b)
+def matched_loss(image_features: Tensor, text: Tensor, labels: Tensor, rounded: bool = False) -> Tensor:
+    """Mean over (b, 3) of (cosine of each image with its own prompt - label)^2. image_features (3, b, d), text (b, d), labels (b, 3)."""
+    check_shapes(image_features=(image_features, "3 b d"), text=(text, "b d"), labels=(labels, "b 3"))
+    cosine = (upcast(image_features) * upcast(text)).sum(-1)  # (3, b)
     square = (_round(cosine, rounded) - _round(upcast(labels).T, rounded)).square()
     return square.sum() / square.numel()
 
@@ -131,11 +131,13 @@ def _round(x: Tensor, rounded: bool) -> Tensor:
     return x.bfloat16().to(x.dtype) if rounded else x
 
 
-def mismatched_loss(images: Tensor, text: Tensor, alpha: float, beta: float, groups: Tensor | None = None, rounded: bool = False) -> Tensor:
+def mismatched_loss(
+    image_features: Tensor, text: Tensor, alpha: float, beta: float, groups: Tensor | None = None, rounded: bool = False
+) -> Tensor:
     """Mean of negative_weight * cosine^2 over images (3, b, d) and other rows' prompts (b, d); holds (3, b, b) in memory. groups
     (b,) int: rows of equal id have the same prompt; their pairs are left out, and 0 is the mean over none."""
-    check_shapes(images=(images, "3 b d"), text=(text, "b d"), groups=(groups, "b"))
-    cosine = _round(upcast(images) @ upcast(text).T, rounded)
+    check_shapes(image_features=(image_features, "3 b d"), text=(text, "b d"), groups=(groups, "b"))
+    cosine = _round(upcast(image_features) @ upcast(text).T, rounded)
     ids = torch.arange(len(text), device=text.device) if groups is None else groups
     is_negative = (ids[:, None] != ids).to(cosine.dtype)
     total = (negative_weight(cosine, alpha, beta) * cosine.square() * is_negative).sum()

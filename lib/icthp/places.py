@@ -40,9 +40,9 @@ def named_paths(value) -> list[Path]:
     texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
     pieces = [piece for text in texts for piece in (text, *text.split(","))]
     found = set()
-    for words in (piece.split(":") for piece in pieces):
-        parts = (":".join(words[i:j]).strip() for i in range(len(words)) for j in range(i + 1, len(words) + 1))
-        found |= {Path(os.path.normpath(part)) for part in parts if part and os.path.exists(part)}
+    for parts in (piece.split(":") for piece in pieces):
+        candidates = (":".join(parts[i:j]).strip() for i in range(len(parts)) for j in range(i + 1, len(parts) + 1))
+        found |= {Path(os.path.normpath(part)) for part in candidates if part and os.path.exists(part)}
     return sorted(found)
 
 

@@ -194,10 +194,10 @@ def main(argv: list[str]) -> int:
         return 2
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # what a locale cannot print must not end a run
-    notebook, section, *told = argv
+    notebook, section, *assignments = argv
     try:
         notebook = _inside(notebook)
-        executed = run(notebook, section, **parse_arguments(told, declared(notebook), notebook))
+        executed = run(notebook, section, **parse_arguments(assignments, declared(notebook), notebook))
         print(*filter(None, [f"{notebook} -> {executed}", headlines(executed)]), sep="\n")
     except PapermillExecutionError as error:
         print(f"{notebook}, cell {error.exec_count}: {error.ename}: {error.evalue}", file=sys.stderr)

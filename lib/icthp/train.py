@@ -18,7 +18,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from icthp import objectives, trainer
-from icthp.data.triplets import DECODING, Triplets
+from icthp.data.triplets import Triplets
 from icthp.evaluation.scoring import score_triplets
 from icthp.files import atomic, atomic_folder, code, digest, fingerprint
 from icthp.freezing import freeze, image_layers, text_layers
@@ -118,7 +118,7 @@ class _Logits(nn.Module):
 def _ict_scalars(source: str, data: Triplets, out, device) -> Tensor:
     """(n, 3) scores of the frozen ICT, computed by the first process, kept for a resumed run."""
     scorer = load("ict", source, device=device)
-    key = digest(fingerprint(scorer), repr(scorer), data.fingerprint, code("scorers", "evaluation/scoring", *DECODING))
+    key = digest(fingerprint(scorer), repr(scorer), data.fingerprint, code("scorers", "evaluation.scoring", "data.triplets"))
     file = Path(out) / f"work/ict-{key}.pt"
     with PartialState().main_process_first():
         try:

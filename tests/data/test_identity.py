@@ -21,7 +21,7 @@ from conftest import ROOT
 from icthp import train
 from icthp.data import parquet, prompts
 from icthp.data.pairs import PAIRS, read_pairs
-from icthp.data.triplets import DECODING, TRIPLETS, Triplets, write_dataset_card, write_triplets
+from icthp.data.triplets import TRIPLETS, Triplets, write_dataset_card, write_triplets
 from icthp.evaluation import human_votes
 from icthp.scorers import clip, loading
 from test_train import SHORT, killed_before_the_end
@@ -141,19 +141,6 @@ def test_cached_pictures_follow_the_code_that_resizes_them(triplets_folder, tmp_
         assert done.returncode == 0, done.stderr[-2000:]
         differences.append(float(done.stdout))
     assert max(differences) <= 0.5 / 255 + 1e-6 and len(cached_files(tmp_path / "store")) == 1
-
-
-def test_the_key_of_kept_pictures_names_all_the_code_that_decodes():
-    """Whatever pick_high's reader and pictures import from this package."""
-
-    def imported(name):
-        nodes = [
-            n for n in ast.walk(ast.parse((ROOT / f"lib/icthp/{name}.py").read_text(encoding="utf-8"))) if isinstance(n, ast.ImportFrom)
-        ]
-        return {part for n in nodes if (n.module or "").startswith("icthp")
-                for part in ([a.name for a in n.names] if n.module == "icthp" else [n.module.split(".")[1]])}  # fmt: skip
-
-    assert imported("parquet") | imported("pictures") <= {*DECODING, "files", "tables"}
 
 
 def test_scalars_that_are_cut_are_computed_anew(triplets_folder, clip_folder, tmp_path):

@@ -15,7 +15,7 @@ from geneval_layout import write_folder
 from PIL import Image
 
 from conftest import ROOT
-from icthp import images
+from icthp import files, images
 from icthp.evaluation import gallery, gallery_page
 from icthp.scorers import base, combined, hp, loading
 
@@ -195,17 +195,25 @@ def test_contents_decide_what_is_scored_anew(folder, loaded, tmp_path, counted, 
     assert counted == [6] * 3
 
 
-def test_the_key_holds_all_code_that_a_score_depends_on():
-    """Every module that the scorers and the reader import, directly or not, and the gallery's own scoring."""
-    lib, seen, left = ROOT / "lib/icthp", set(), ["scores", "pictures"]
-    while left:
-        name = left.pop()
-        seen.add(name)
-        for file in [lib / f"{name}.py", *(lib / name).glob("*.py")]:
-            text = file.read_text(encoding="utf-8") if file.exists() else ""
-            used = re.findall(r"^from icthp import (.+)|^from icthp\.(\w+)", text, re.M)
-            left += [m for many, one in used for m in (many.split(", ") if many else [one]) if m not in seen]
-    assert {"hub", "kernels", "weights"} < seen <= set(gallery.CODE.split())
+def test_the_key_holds_all_code_that_a_score_depends_on(tmp_path, monkeypatch):
+    """A change of any module that scorers and the reader import, directly or not, is another key; of one that they do not, the same."""
+    shutil.copytree(ROOT / "lib/icthp", tmp_path / "icthp")
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "icthp/files.py"))
+
+    def key():
+        files.code.cache_clear()
+        return gallery._version({})[0]
+
+    first = key()
+    for module in ("images", "preprocessing", "tables", "losses", "kernels/resize", "scorers/hub", "evaluation/gallery"):
+        with open(tmp_path / f"icthp/{module}.py", "a", encoding="utf-8") as file:
+            file.write("\nANOTHER = 1\n")
+        assert key() != first, module
+        first = key()
+    for module in ("trainer", "tuning/draft", "microworld/scenes"):
+        (tmp_path / f"icthp/{module}.py").write_text("ANOTHER = 1\n", encoding="utf-8")
+    assert key() == first
+    files.code.cache_clear()
 
 
 def test_four_threads_share_a_store(folder, loaded, tmp_path):

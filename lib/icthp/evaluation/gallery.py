@@ -21,7 +21,6 @@ ACROSS = "compares any pictures"
 WITHIN = "compares pictures of one prompt, not of different ones"
 ONE_SIZE = "compares pictures of one size in pixels"
 BATCH = 1 << 24  # pixels of the pictures that are in memory at once; a larger picture is there alone
-CODE = "evaluation/gallery images preprocessing tables scorers kernels losses files imports"  # what scores hang on
 LOCK = threading.Lock()  # `is_truncated` sets a tokenizer to another length while it counts: no other thread may score with it then
 LIBRARIES = ("torch", "pillow", "open_clip_torch", "transformers")
 COLUMNS = ["error", "pixels", "cut"]  # that `score` adds to those of the scorers
@@ -75,7 +74,7 @@ def score(scorers: dict, table: pd.DataFrame, store, shard: int = 64) -> pd.Data
 def _version(scorers: dict) -> list:
     """What scores depend on besides the rows: the scorers' settings and weights, code and libraries."""
     models = [[name, repr(scorer), files.fingerprint(scorer)] for name, scorer in scorers.items()]
-    return [*models, files.code(*CODE.split()), *map(importlib.metadata.version, LIBRARIES)]
+    return [*models, files.code("evaluation.gallery", "scorers"), *map(importlib.metadata.version, LIBRARIES)]
 
 
 def _storable(table: pd.DataFrame) -> pd.DataFrame:

@@ -34,7 +34,7 @@ def select_impl(b: int, d: int, alpha: float, beta: float, rounded: bool = False
 
 @losses.full_precision
 def ict_loss(
-    images: Tensor,
+    image_features: Tensor,
     easy: Tensor,
     refined: Tensor,
     easy_labels: Tensor,
@@ -52,7 +52,7 @@ def ict_loss(
     float64 and float32 are computed in their own precision. bfloat16 mismatched cosines are bfloat16 products if the
     processor has them (the value is then exact to 2e-3); all else is float32. Raises ValueError for an unknown impl, for "gram"
     with a weight that is not constant, and for `rounded` with any impl but "eager". See also `sharded_ict_loss`."""
-    data = images, easy, refined, easy_labels, refined_labels
+    data = image_features, easy, refined, easy_labels, refined_labels
     losses.check_ict(*data, groups)
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, not {impl!r}")
@@ -79,7 +79,7 @@ def _count_same_group(groups: Tensor | None) -> int:
 
 @losses.full_precision
 def sharded_ict_loss(
-    images, easy, refined, easy_labels, refined_labels, *, neg_lambda=0.5, alpha=20.0, beta=6.0, groups=None, rounded=False
+    image_features, easy, refined, easy_labels, refined_labels, *, neg_lambda=0.5, alpha=20.0, beta=6.0, groups=None, rounded=False
 ) -> Tensor:
     """ict_loss of a batch of which every process holds an equal part: the mean over the processes is the loss, and
     DistributedDataParallel's mean of the gradients is its gradient. On one process it is ict_loss.
@@ -87,13 +87,13 @@ def sharded_ict_loss(
     While the weight is constant, processes exchange two (d, d) matrices, whatever the batch, and nothing in the backward pass;
     otherwise the features themselves. groups must be None on all processes or on none."""
     world_size = dist.get_world_size() if dist.is_initialized() else 1
-    data = images, easy, refined, easy_labels, refined_labels
+    data = image_features, easy, refined, easy_labels, refined_labels
     losses.check_ict(*data, groups)
     options = {"neg_lambda": neg_lambda, "alpha": alpha, "beta": beta}
     if world_size > 1 and groups is None and not rounded and losses.constant_weight(alpha, beta):
         return _apply(data, options | {"groups": None, "impl": "gram", "world_size": world_size})
     if world_size > 1:
-        data = [_gather(x, 1 if x is images else 0) for x in data]
+        data = [_gather(x, 1 if x is image_features else 0) for x in data]
         groups = None if groups is None else _gather(groups, 0)
     return ict_loss(*data, groups=groups, rounded=rounded, **options)
 
@@ -116,12 +116,12 @@ class _IctLoss(torch.autograd.Function):
     """The gradients, if `needs_grad`, are made in the forward pass and kept, so that nothing of size b^2 outlives it."""
 
     @staticmethod
-    def forward(ctx, images, easy, refined, easy_labels, refined_labels, needs_grad, options):
+    def forward(ctx, image_features, easy, refined, easy_labels, refined_labels, needs_grad, options):
         labels = torch.stack([easy_labels.T, refined_labels.T])
-        value, dv, dt, dl = _value_and_gradients(images, (easy, refined), labels, needs_grad, **options)
+        value, dv, dt, dl = _value_and_gradients(image_features, (easy, refined), labels, needs_grad, **options)
         if needs_grad:
             ctx.save_for_backward(dv, *dt, *dl.mT)
-        ctx.dtypes = [x.dtype for x in (images, easy, refined, easy_labels, refined_labels)]
+        ctx.dtypes = [x.dtype for x in (image_features, easy, refined, easy_labels, refined_labels)]
         return value
 
     @staticmethod
@@ -130,10 +130,10 @@ class _IctLoss(torch.autograd.Function):
         return *((upstream * g).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes)), None, None
 
 
-def _value_and_gradients(images, texts, labels, needs_grad, *, neg_lambda, alpha, beta, groups, impl, world_size):
-    """images v (3, b, d), texts t 2 x (b, d), labels (2, 3, b) -> the loss and its gradients dv (3, b, d), dt (2, b, d) and dl
+def _value_and_gradients(image_features, texts, labels, needs_grad, *, neg_lambda, alpha, beta, groups, impl, world_size):
+    """image_features v (3, b, d), texts t 2 x (b, d), labels (2, 3, b) -> the loss and its gradients dv (3, b, d), dt (2, b, d) and dl
     (2, 3, b); dv and dt are None unless `needs_grad`."""
-    v = losses.upcast(images)
+    v = losses.upcast(image_features)
     t = torch.stack([losses.upcast(text) for text in texts])
     rows, pairs = _counts(t[0, :, 0], groups, world_size)
     scale = neg_lambda / (3 * pairs)
@@ -141,7 +141,7 @@ def _value_and_gradients(images, texts, labels, needs_grad, *, neg_lambda, alpha
     grad_cosine = 2 * world_size * (1 / (3 * rows)) * error
     dv, dt = (torch.zeros_like(v), torch.zeros_like(t)) if needs_grad else (None, None)
     _add_matched(dv, dt, grad_cosine, v, t)
-    factors = _factors(images, texts, v, t, impl)
+    factors = _factors(image_features, texts, v, t, impl)
     if impl == "gram":
         same_prompt = _subtract_same_prompt(v, t, dv, dt, scale, groups, world_size)
         all_pairs, dv, dt = _gram(*factors, dv, dt, scale, world_size)
@@ -152,11 +152,11 @@ def _value_and_gradients(images, texts, labels, needs_grad, *, neg_lambda, alpha
     return (grad_cosine * error).sum() / 2 + scale * total, dv, dt, -grad_cosine
 
 
-def _factors(images, texts, v: Tensor, t: Tensor, impl: str) -> tuple[Tensor, Tensor]:
+def _factors(image_features, texts, v: Tensor, t: Tensor, impl: str) -> tuple[Tensor, Tensor]:
     """The mismatched products' factors (3 b, d) and (2 b, d): in bfloat16 if all of them are and the processor multiplies it."""
     on_cpu = impl != "triton" and torch.cpu._is_avx512_bf16_supported()  # Triton's interpreter cannot multiply bfloat16
-    if all(x.dtype == torch.bfloat16 for x in (images, *texts)) and (images.is_cuda or on_cpu):
-        return images.flatten(0, 1), torch.cat(texts)
+    if all(x.dtype == torch.bfloat16 for x in (image_features, *texts)) and (image_features.is_cuda or on_cpu):
+        return image_features.flatten(0, 1), torch.cat(texts)
     return v.flatten(0, 1), t.flatten(0, 1)
 
 

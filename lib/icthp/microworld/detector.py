@@ -57,14 +57,14 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def measure(self, pixels: Tensor, tasks: list[dict] | None = None) -> dict:
-        """{"micro_richness": (b,)}; with `tasks`, GenEval's metadata of each picture, also "correct": a list of b bools, is it fulfilled?"""
+        """{"micro_richness": (b,)}; with `tasks`, GenEval's metadata of each picture, also "correct", b bools: is it fulfilled?"""
         stats = {"micro_richness": self(pixels)[3]}
         if tasks:
             stats["correct"] = [check(filter_detections(found, task), task)[0] for found, task in zip(self.detect(pixels), tasks)]
         return stats
 
     def save(self, folder) -> None:
-        """Writes model.safetensors and config.json."""
+        """Write model.safetensors and config.json."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         state = {k: v.contiguous() for k, v in self.state_dict().items()}
         atomic(Path(folder) / "model.safetensors", lambda partial: save_file(state, partial))

@@ -1,6 +1,6 @@
 """Scorers: one interface, score(pixels in [0, 1], prompts) -> Tensor (b,), and a file for each family.
 
-`load` finds a scorer by name; `base` has what all share; `clip`, `hp`, `combined`, `jpeg`, `aesthetic` and `imagereward` are the
+`loading` finds a scorer by name; `base` has what all share; `clip`, `hp`, `combined`, `jpeg`, `aesthetic` and `imagereward` are the
 families, `custom` loads a class of one's own. `checkpoints` reads CLIPs in every published layout with `configs` and `tokenizers`,
 `states` the files of weights; `hub` saves, publishes and writes model cards."""
 

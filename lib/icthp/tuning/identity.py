@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from icthp import files
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft")
-DRAWING = ("tuning/sampling", "tuning/lora", "pipelines", "images")  # the modules of this project between a prompt and its picture
+DRAWING = ("tuning.sampling", "tuning.lora", "pipelines")  # the modules of this project between a prompt and its picture
 
 
 def identity_of(value):
