@@ -20,6 +20,7 @@ from icthp.files import save_json, save_text
 from icthp.imports import code_digest, reached
 from icthp.params import read_params
 from icthp.places import contents
+from icthp.project import project_root
 
 NOTED = ("metadata.signature", "metadata.widgets", "metadata.kernelspec", "metadata.language_info", "cell.metadata.collapsed",
          "cell.metadata.ExecuteTime", "cell.metadata.execution", "cell.metadata.heading_collapsed", "cell.metadata.hidden",
@@ -77,7 +78,7 @@ def inputs(params: dict, section: str, declared) -> dict[str, dict]:
 
 def strip(file: Path, folder: Path, section: str = "") -> None:
     """Write what the top of this module lists. Paths are from the working directory, parameters from the project's root."""
-    root = run.project(Path.cwd()) or Path()
+    root = project_root(Path.cwd()) or Path()
     is_notebook = file.suffix == ".ipynb"
     cells = stripped(file) if is_notebook else None
     source = code_of(cells) if is_notebook else file.read_text(encoding="utf-8")
