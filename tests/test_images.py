@@ -15,7 +15,7 @@ from PIL import Image
 from conftest import ROOT
 from icthp import images
 from icthp.data import audit
-from icthp.evaluation import gallery
+from icthp.evaluation import gallery, gallery_page
 from icthp.scorers import loading
 
 RAMP = np.linspace(0, 1, 64 * 64).reshape(64, 64)
@@ -45,7 +45,7 @@ def test_deep_greys_keep_their_range_in_every_reader(tmp_path, name):
     assert images.to_image(file).mode == "RGB" and abs(np.asarray(images.to_image(file)).mean() - 127.5) < 1
     jpeg = {"jpeg": loading.load("jpeg")}
     table = gallery.score(jpeg, gallery.read(str(tmp_path), tmp_path), tmp_path / "store")
-    page = gallery.write_html(tmp_path / "page.html", jpeg, table, "t").read_text(encoding="utf-8")
+    page = gallery_page.write_html(tmp_path / "page.html", jpeg, table, "t").read_text(encoding="utf-8")
     thumbnail = base64.b64decode(page.split("data:image/jpeg;base64,")[1].split('"')[0])
     assert abs(np.asarray(Image.open(io.BytesIO(thumbnail))).mean() - 127.5) < 3
     assert audit.cues(file.read_bytes())["colour"][:3] == pytest.approx([0.5] * 3, abs=0.01)
@@ -124,7 +124,7 @@ def test_no_program_is_started_by_a_picture(tmp_path):
 from icthp import images; from icthp.data import audit; from icthp.evaluation import gallery; from icthp.scorers import loading
 s = {{"jpeg": loading.load("jpeg")}}
 t = gallery.score(s, gallery.read("{0}/mine", "{0}"), "{0}/store")
-gallery.write_html("{0}/g.html", s, t, "t")
+from icthp.evaluation.gallery_page import write_html; write_html("{0}/g.html", s, t, "t")
 assert "none of PNG" in t.error[0] and t.jpeg.notna().tolist() == [False, True]
 assert images.decode_error(open("{0}/mine/x.png", "rb").read())
 try:
@@ -178,7 +178,7 @@ def test_odd_names_are_the_rows_error_and_the_others_are_scored(tmp_path):
     assert table.jpeg.notna().tolist() == [False, False, True] + [False] * 5 and len(table.error[5]) < 400
     assert "not a regular file" in table.error[0] and "not UTF-8" in table.error[1] and "no such file" in table.error[7]
     table.to_parquet(tmp_path / "t.parquet")
-    page = gallery.write_html(tmp_path / "g.html", jpeg, table, "t").read_text(encoding="utf-8")
+    page = gallery_page.write_html(tmp_path / "g.html", jpeg, table, "t").read_text(encoding="utf-8")
     assert page.count("<figure") == 1 and page.count("<li>") == 7
 
 
