@@ -51,7 +51,7 @@ class Table:
 
 
 class Curves:
-    """Means over seeds while tuning: curve("hp", "correct", 80), after that many steps."""
+    """Means over seeds while tuning: curve("hp", "micro_correct", 80), after that many steps."""
 
     def __init__(self, file):
         self.rows = pd.read_csv(file).set_index(["row", "measure", "step"])["mean"]
