@@ -16,7 +16,7 @@ BatchLoss = Callable[[nn.Module, Tensor, Tensor | None, bool], Tensor]
 
 
 def ict_loss(scorer: ClipScorer, data: Triplets, labels: tuple[Tensor, Tensor], near_lambda: float, **options) -> BatchLoss:
-    """losses.ict_loss with its options; for near_lambda also near-miss prompts as negatives."""
+    """losses.ict_loss with its options; for near_lambda also hard negatives, prompts with one unit changed."""
     kinds = ("easy", "refined", "near") if near_lambda else ("easy", "refined")
 
     def loss_fn(model, rows, groups, is_shared):

@@ -40,8 +40,8 @@ def ict(*, out, triplets, clip, objective: str = "ict", variant: str = "paper", 
     """Train a CLIP on the triplets of a folder and save it to `out`, in open_clip's format; returns the trainer's history.
 
     objective: "ict", or "preference", PickScore's recipe on the same triplets. variant, theta: Triplets.labels'. neg_lambda, alpha,
-    beta, rounded: losses.ict_loss's. near_lambda: weight of near-miss prompts as negatives. frozen_fraction: share of both towers' blocks
-    that stays frozen, train_embeddings: see `freezing.freeze`. training: see `_train`."""
+    beta, rounded: losses.ict_loss's. near_lambda: weight of hard negatives, prompts with one unit changed. frozen_fraction: share of
+    both towers' blocks that stays frozen, train_embeddings: see `freezing.freeze`. training: see `_train`."""
     config = {name: value for name, value in locals().items() if name not in _PLACES}
     if objective not in ("ict", "preference"):
         raise ValueError(f'objective must be "ict" or "preference", not {objective!r}')

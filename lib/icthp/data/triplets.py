@@ -144,8 +144,6 @@ def write_dataset_card(folder, rows: dict[str, int], **facts) -> None:
 # ---- reading ----------------------------------------------------------------------------------------------------
 
 
-
-
 class Triplets:
     """One split of a folder of triplets, decoded a batch at a time. `texts[kind]` ("easy", "refined", "near") and `column(name)` are whole
     columns; `rows`, the table with its pictures, is read when it is first asked for. Equal ids in `groups` (n,): the same prompt, as CLIP's

@@ -20,7 +20,7 @@ SOURCE = "legacy generator of the microworld"  # the value that data/pairs holds
 
 
 def weak_generator(scenes: Scenes, generator: torch.Generator, size: int = 64) -> tuple[Tensor, dict[str, Tensor]]:
-    """What an old generator makes of the prompts: attributes go wrong, richness is low, blur and blocks appear.
+    """What a weak generator makes of the prompts: attributes go wrong, richness is low, blur and blocks appear.
 
     Returns pixels (b, 3, size, size) in [0, 1] and the truth, (b,) float32 each: alignment, the share of the prompt's shapes and
     colours that are drawn; richness, at most 5/8; artefact, the strength of blur and blocks in [0, 1].

@@ -7,8 +7,8 @@
         def forward(self, pixels, prompts=None):  # (b, 3, h, w) floats in [0, 1] -> (b,)
             return pixels.diff(dim=-1).abs().mean((1, 2, 3))
 
-Only a file below the project's root is run. The digest of its text is part of the scorer's repr, so that kept scores and interrupted
-tunings know when it changed; other files that it imports are not in the digest.
+Only a file below the project's root is run. The digest of its text is part of the scorer's repr, so that cached scores and interrupted
+tunings notice a change; other files that it imports are not in the digest.
 """
 
 import sys
