@@ -62,10 +62,10 @@ def test_bad_options_are_named(triplets_folder, clip_folder, tmp_path):
             stage(**common | options)
 
 
-def test_near_misses_that_are_not_there(triplets_folder, clip_folder, tmp_path, monkeypatch):
+def test_hard_negatives_that_are_not_there(triplets_folder, clip_folder, tmp_path, monkeypatch):
     own = Triplets.__init__
     monkeypatch.setattr(Triplets, "__init__", lambda t, *a: (own(t, *a), t.texts.update(near=[None] * len(t)))[0])
-    with pytest.raises(ValueError, match="knows no near misses"):
+    with pytest.raises(ValueError, match="has no hard negatives"):
         train.ict(out=tmp_path, triplets=triplets_folder, clip=f"local-dir:{clip_folder}", near_lambda=0.5, **SHORT)
 
 

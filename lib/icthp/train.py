@@ -54,7 +54,7 @@ def ict(*, out, triplets, clip, objective: str = "ict", variant: str = "paper", 
     scorer.model.logit_scale.requires_grad_(objective == "preference")  # a plain cosine has none
     data = Triplets(triplets, "train", scorer.preprocessing, scorer.tokenizer)
     if near_lambda and not any(data.texts["near"]):
-        raise ValueError(f"{triplets} knows no near misses of its prompts: set near_lambda to 0")
+        raise ValueError(f"{triplets} has no hard negatives of its prompts (column near_miss): set near_lambda to 0")
     labels = data.labels(variant, theta)
     if objective == "ict":
         batch_loss = objectives.ict_loss(scorer, data, labels, near_lambda, neg_lambda=neg_lambda, alpha=alpha, beta=beta, rounded=rounded)
