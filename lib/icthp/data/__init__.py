@@ -2,7 +2,8 @@
 
 `pairs` reads I1 < I2 and builds triplets from them, `triplets` writes and reads these, `parquet` reads their files. `refine` has the
 refiners of prompts and hard negatives, `chat` the requests to an endpoint; `prompts` says when two prompts are one. `published` reads
-Pick-High and Pick-a-Pic v2, `frames` a pickled table without running it; `sources` reads datasets of pictures; `audit` finds shortcuts that tell I3 apart."""
+Pick-High and Pick-a-Pic v2, `frames` a pickled table without running it; `sources` reads datasets of pictures; `audit` finds shortcuts
+that tell I3 apart."""
 
 import lazy_loader
 
