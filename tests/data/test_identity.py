@@ -1,6 +1,5 @@
 """What is the same data, prompt and model: by contents and code, never by names and times. And tables whoever wrote them."""
 
-import ast
 import os
 import shutil
 import subprocess
