@@ -164,7 +164,7 @@ def test_theta_must_be_positive():
 
 def by_name(data) -> dict:
     """The arguments of ict_loss."""
-    return dict(zip(("images", "easy", "refined", "easy_labels", "refined_labels"), data))
+    return dict(zip(("image_features", "easy", "refined", "easy_labels", "refined_labels"), data))
 
 
 ICT_LOSSES = [losses.ict_loss, kernels.ict_loss, kernels.sharded_ict_loss]
@@ -173,14 +173,15 @@ ICT_LOSSES = [losses.ict_loss, kernels.ict_loss, kernels.sharded_ict_loss]
 @pytest.mark.parametrize("loss", ICT_LOSSES)
 @pytest.mark.parametrize("b", [1, 5])
 @pytest.mark.parametrize("wrong", [
-    {"images": lambda x: x.transpose(0, 1)}, {"images": lambda x: x[:2]}, {"easy": lambda x: x[:, :-1]}, {"refined": lambda x: x.T},
+    {"image_features": lambda x: x.transpose(0, 1)}, {"image_features": lambda x: x[:2]},
+    {"easy": lambda x: x[:, :-1]}, {"refined": lambda x: x.T},
     {"refined": lambda x: x[None]}, {"easy_labels": lambda x: x.T}, {"refined_labels": lambda x: x[..., None]}])  # fmt: skip
 def test_the_ict_losses_refuse_other_shapes(loss, b, wrong):
     """One triplet's (3, 1) labels would broadcast to nonsense in silence."""
     name, change = next(iter(wrong.items()))
     data = by_name(triplets(b, 8))
     data[name] = change(data[name])
-    with pytest.raises(ValueError, match=rf"(images|{name}) must have the shape \(.*\).*, not \("):
+    with pytest.raises(ValueError, match=rf"(image_features|{name}) must have the shape \(.*\).*, not \("):
         loss(**data)
 
 
@@ -213,7 +214,7 @@ def test_two_tensors_of_a_loss_have_one_batch():
     images, easy, *_ = triplets(5, 8)
     with pytest.raises(ValueError, match="text must have"):
         losses.matched_loss(images, easy[:1], torch.rand(5, 3))
-    with pytest.raises(ValueError, match="images must have"):
+    with pytest.raises(ValueError, match="image_features must have"):
         losses.mismatched_loss(images[0], easy, 20.0, 6.0)
 
 

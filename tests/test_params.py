@@ -1,6 +1,7 @@
 """Types of parameters: declared by a default, never guessed; what params.yaml may hold, and what is said of the rest."""
 
 import ast
+import inspect
 import json
 
 import nbformat
@@ -126,7 +127,8 @@ def test_a_mistake_in_the_file_is_one_sentence_with_its_line(tmp_path, monkeypat
 
 def test_no_parameter_of_today_has_a_name_of_the_past():
     declared = {name for file in (ROOT / "notebooks").glob("*.ipynb") for name in run.declared(file)}
-    assert not set(params.RENAMED) & declared and set(params.RENAMED.values()) <= declared
+    keywords = {name for stage in train.STAGES.values() for name in inspect.signature(stage).parameters}  # of the study
+    assert not set(params.RENAMED) & (declared | keywords) and set(params.RENAMED.values()) <= declared | keywords
 
 
 def test_a_file_that_is_not_utf8_is_named(tmp_path):

@@ -177,7 +177,12 @@ def test_a_notebook_is_named_from_here_or_from_the_root(project, monkeypatch):
     assert not (project / "deep/runs").exists()
 
 
-NOISE = """from icthp import detector, draft, evaluate, hub, pick_high, scores, train
+NOISE = """from icthp import pipelines, train
+from icthp.data import triplets
+from icthp.evaluation import generator, geneval
+from icthp.microworld import detector
+from icthp.scorers import loading
+from icthp.tuning import draft, lora, sampling
 print("said in passing")
 """
 

@@ -59,8 +59,6 @@ dist.destroy_process_group()
 
 SHARDED = {"gram": {"beta": 6.0}, "weights": {"beta": 0.1}, "groups": {"beta": 6.0, "groups": torch.arange(12) // 3}}
 
-SHARDED["sample weights"] = {"sample_weights": torch.arange(12) / 12, "negative_target": 0.1}
-
 
 def shard_of_the_loss(name, rank, world_size, wrap):
     """[loss of the global batch, gradient of a layer that makes the features], of the `rank`-th of `world_size` equal parts."""
