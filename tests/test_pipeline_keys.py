@@ -65,7 +65,7 @@ def test_another_version_of_a_library_or_of_our_code_draws_anew(pipe, monkeypatc
     monkeypatch.setattr(identity, "version", lambda name: "0")
     assert identity.identity_of_pipeline(pipe)["versions"] != own["versions"]
     monkeypatch.setattr(identity.files, "code", lambda *modules: " ".join(modules))
-    assert {"tuning/sampling", "tuning/lora", "pipelines", "images"} <= set(identity.identity_of_pipeline(pipe)["code"].split())
+    assert {"tuning.sampling", "tuning.lora", "pipelines"} <= set(identity.identity_of_pipeline(pipe)["code"].split())
 
 
 @pytest.mark.parametrize("length", [0, 0.5])
