@@ -106,6 +106,12 @@ MISTAKES = {
     "a:\n  x: !!set {y}\n": "p.yaml, line 2: YAML's set",
     "a:\n  x: !!binary aGVsbG8=\n": "p.yaml, line 2: YAML's binary",
     "a:\n  x: 1\n  world_detector: d\n": "p.yaml, line 3: world_detector is called micro_detector since 0.2.0",
+    "a:\n  row:\n    parity: true\n": "p.yaml, line 3: parity is called train_embeddings since 0.2.0: rename it",
+    "a: {row: {share: softmax}}\n": "p.yaml, line 1: share is called activation since 0.2.0",
+    "a:\n  x: 1\n  hinge_on: raw\n": "p.yaml, line 3: hinge_on raw is hinge_on logits since 0.2.0: write that",
+    "a: {row: {hinge_on: 'raw'}}\n": "p.yaml, line 1: hinge_on raw is hinge_on logits since 0.2.0",
+    "a: {share: own}\n": "p.yaml, line 1: share own is activation sigmoid since 0.2.0: write that",
+    "a: {keep: best}\n": "p.yaml, line 1: keep best is restore_best true since 0.2.0: write that",
     "a:\n  x: 1\n  1: x\n": "p.yaml, line 3: YAML's int",
     "1: {x: 1}\n": "p.yaml, line 1: YAML's int",
     "a:\n  x: {y: [1, 2019-01-01]}\n": "p.yaml, line 2: YAML's timestamp",
@@ -129,6 +135,15 @@ def test_no_parameter_of_today_has_a_name_of_the_past():
     declared = {name for file in (ROOT / "notebooks").glob("*.ipynb") for name in run.declared(file)}
     keywords = {name for stage in train.STAGES.values() for name in inspect.signature(stage).parameters}  # of the study
     assert not set(params.RENAMED) & (declared | keywords) and set(params.RENAMED.values()) <= declared | keywords
+
+
+@pytest.mark.parametrize("pair, says", [
+    ("fix_rate=1", "fix_rate is called frozen_fraction"), ("share=own", "share own is activation sigmoid"),
+    ("hinge_on=raw", "hinge_on raw is hinge_on logits"), ("keep=last", "keep last is restore_best false"),
+])  # fmt: skip
+def test_an_argument_of_the_past_is_refused_with_the_new_one(pair, says):
+    with pytest.raises(ValueError, match=f"{says} since 0.2.0: "):
+        params.parse_arguments([pair], {"frozen_fraction": 0.5, "hinge_on": "score", "activation": "sigmoid", "keep": True}, "train_hp")
 
 
 def test_a_file_that_is_not_utf8_is_named(tmp_path):

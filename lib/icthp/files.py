@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import os
+import pickle
 import secrets
 import shutil
 from collections.abc import Callable
@@ -121,11 +122,14 @@ def _sha256(part) -> bytes:
 
 
 def fingerprint(model: "torch.nn.Module") -> str:
-    """A digest of a model's weights: their names, types, shapes and bytes."""
+    """A digest of a model's weights: their names, types, shapes and bytes; of what its layers add to its state, the pickled form."""
     import torch
 
     total = hashlib.sha256()
     for name, p in model.state_dict().items():
+        if not isinstance(p, torch.Tensor):  # of get_extra_state
+            total.update(f"{name} ".encode() + pickle.dumps(p))
+            continue
         total.update(f"{name} {p.dtype} {tuple(p.shape)}".encode())
         total.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return total.hexdigest()

@@ -33,12 +33,19 @@ RENAMED = {  # since version 0.2.0
     "watch_prompts": "eval_prompts",
     "world_detector": "micro_detector",
 }
+RENAMED_VALUES = {  # since then too, as they are written now
+    ("activation", "own"): ("activation", "sigmoid"),
+    ("hinge_on", "raw"): ("hinge_on", "logits"),
+    ("keep", "best"): ("restore_best", "true"),
+    ("keep", "last"): ("restore_best", "false"),
+    ("share", "own"): ("activation", "sigmoid"),
+}
 
 
 def read_params(file="params.yaml") -> dict[str, dict]:
     """The sections of a file like params.yaml. ValueError names the file and the line of what is no YAML, of a key that comes twice, of a
-    section that is no mapping, of a parameter by its old name (`RENAMED`), and of what is neither text, number, true, false, null nor a
-    list or mapping of them."""
+    section that is no mapping, of what has been renamed (`RENAMED`, `RENAMED_VALUES`), and of what is neither text, number, true, false,
+    null nor a list or mapping of them."""
     try:
         text = Path(file).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -51,12 +58,21 @@ def read_params(file="params.yaml") -> dict[str, dict]:
             raise ValueError(
                 f"{file}, line {name.start_mark.line + 1}: {name.value} is no section: it must hold `name: value` pairs, or {{}}"
             )
-        for key, _ in section.value:
-            _refuse_renamed(key.value, f"{file}, line {key.start_mark.line + 1}: ")
+        _refuse_renamed_below(section, file)
     return params
 
 
-def _refuse_renamed(name: str, where: str = "") -> None:
+def _refuse_renamed_below(section: MappingNode, file) -> None:
+    """In the section and in the mappings that it holds, as the rows of study/params.yaml."""
+    for mapping, _ in _nodes(section):
+        for key, value in mapping.value if isinstance(mapping, MappingNode) else ():
+            _refuse_renamed(key.value, value.value, f"{file}, line {key.start_mark.line + 1}: ")
+
+
+def _refuse_renamed(name: str, value, where: str = "") -> None:
+    if isinstance(value, str) and (name, value) in RENAMED_VALUES:
+        new_name, new_value = RENAMED_VALUES[name, value]
+        raise ValueError(f"{where}{name} {value} is {new_name} {new_value} since 0.2.0: write that")
     if name in RENAMED:
         raise ValueError(f"{where}{name} is called {RENAMED[name]} since 0.2.0: rename it")
 
@@ -108,8 +124,8 @@ def parse_arguments(pairs: list[str], defaults: dict, taker) -> dict:
         name, equals, text = pair.partition("=")
         if not equals:
             raise ValueError(f"{pair!r} is no parameter; write name=value")
-        if name not in defaults:
-            _refuse_renamed(name)
+        if name not in defaults or (name, text) in RENAMED_VALUES:
+            _refuse_renamed(name, text)
             raise ValueError(f"{taker} has no parameter {name}; it has {', '.join(defaults)}")
         values[name] = text if isinstance(defaults[name], str) else _read(name, defaults[name], text)
     return values

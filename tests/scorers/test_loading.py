@@ -3,6 +3,9 @@
 import io
 import json
 import os
+import pathlib
+import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +18,7 @@ from PIL import Image
 
 import icthp
 from conftest import ROOT
-from icthp import microworld
+from icthp import files, microworld
 from icthp.evaluation import gallery
 from icthp.microworld import models
 from icthp.scorers import aesthetic, checkpoints, combined, configs, loading
@@ -235,6 +238,14 @@ BAD_FILES = {
     "syntax": ("class EdgeScorer(", "cannot be run: SyntaxError: "),
     "import": ("import no_such_module", "cannot be run: ModuleNotFoundError: No module named 'no_such_module'"),
     "exit": ("raise SystemExit(3)", "cannot be run: SystemExit: 3"),
+    "import from beside": ("from . import helper", "ImportError: .*; it runs alone, so write into it what it needs of files beside it"),
+    "no prompts": (EDGES.replace(", prompts=None", ""), "EdgeScorer.forward of .* takes no prompts: write forward"),
+    "a repr of its own": (f"{EDGES}    __repr__ = lambda self: 'mine'\n", "has a __repr__ of its own.* call it extra_repr"),
+    "exit in the constructor": (EDGES.replace("float(power)", "exit(3)"), r"EdgeScorer\(\) of .* failed: SystemExit: 3"),
+    "no weights yet": (
+        EDGES.replace("float(power)", "__import__('torch').nn.LazyLinear(1)"),
+        r"EdgeScorer\(\) of .* failed: ValueError: .*Lazy",
+    ),
     "constructor": (EDGES.replace("float(power)", "1 / 0"), r"EdgeScorer\(\) of .* failed: ZeroDivisionError: division by zero"),
     "no super": (EDGES.replace("super().__init__()", "pass"), r"EdgeScorer\(\) of .* failed: AttributeError"),
 }
@@ -247,6 +258,34 @@ def test_a_class_that_is_no_scorer_is_one_sentence(project, kind):
     with pytest.raises(ValueError, match=f"edge.py.* {says}|{says}") as error:
         loading.load("rewards/edge.py:EdgeScorer")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("returned", ["pixels.mean((2, 3))", "pixels.mean()", "[0.5] * len(pixels)", "None"])
+def test_scores_of_another_shape_are_one_sentence(project, returned):
+    (project / "rewards/edge.py").write_text(re.sub("return .*", f"return {returned}", EDGES), encoding="utf-8")
+    scorer = icthp.load("rewards/edge.py:EdgeScorer")
+    with pytest.raises(ValueError, match=r"^EdgeScorer.forward gave a .* for 2 images: it must return a tensor \(2,\), a score for each$"):
+        scorer.score(torch.rand(2, 3, 4, 4))
+
+
+def test_the_same_file_is_the_same_class_in_every_scorer(project):
+    one, two = (icthp.load("rewards/edge.py:EdgeScorer") for _ in range(2))
+    assert type(one) is type(two) and type(pickle.loads(pickle.dumps(one))) is type(one)
+
+
+def test_a_scorer_is_the_same_in_every_process(project):
+    """Its identity holds no address, and what its layers add to its state."""
+    extra = "    extra_repr = lambda self: str(object())\n    get_extra_state = lambda self: {'power': self.power}\n"
+    (project / "rewards/edge.py").write_text(EDGES + extra, encoding="utf-8")
+    one, two, other = (icthp.load("rewards/edge.py:EdgeScorer", source) for source in ("2", "2", "3"))
+    assert identity_of(one) == identity_of(two) != identity_of(other)
+    assert files.fingerprint(one) == files.fingerprint(two) != files.fingerprint(other)
+
+
+@pytest.mark.parametrize("name", [None, 3, ["clip"], pathlib.Path("rewards/edge.py")])
+def test_what_is_no_name_is_one_sentence(project, name):
+    with pytest.raises(ValueError, match="no scorer is called .*; there are clip, .* and your own as file.py:Class"):
+        loading.load(name)
 
 
 def test_only_python_files_of_the_project_are_run(project, tmp_path):

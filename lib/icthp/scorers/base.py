@@ -1,11 +1,15 @@
 """What every scorer has: score(pixels in [0, 1], prompts) -> Tensor (b,), its matrix, its ranking, and its last step in float32."""
 
+import re
+
 import torch
 from torch import Tensor, nn
 
 from icthp.images import read
 from icthp.losses import no_autocast, upcast
 from icthp.preprocessing import Preprocessing
+
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object without a repr of its own: another one in every process
 
 
 class Scorer(nn.Module):
@@ -19,7 +23,7 @@ class Scorer(nn.Module):
     preprocessing: Preprocessing | None = None  # of an image before the model reads it; None if several parts differ
 
     def __repr__(self) -> str:
-        return super().__repr__() + self.provenance
+        return ADDRESS.sub("", super().__repr__()) + self.provenance
 
     def score(self, pixels: Tensor, prompts: list[str] | None = None) -> Tensor:
         """pixels (b, 3, h, w) float in [0, 1], or uint8, which is faster and has no gradient; b prompts, or None for scorers
@@ -50,7 +54,7 @@ class Scorer(nn.Module):
 
     def _score_matrix(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         if not self.needs_prompt:
-            return self(pixels)[:, None].expand(-1, len(prompts))
+            return self(pixels, None)[:, None].expand(-1, len(prompts))
         return torch.stack([self(pixels, [prompt] * len(pixels)) for prompt in prompts], 1)
 
     @torch.no_grad()

@@ -32,7 +32,7 @@ def load(name: str, source: str | None = None, *, device=None, dtype=None) -> Sc
     if is_custom(name):
         scorer = load_custom(name, source)
         name = type(scorer).__name__
-    elif name in SOURCES:
+    elif isinstance(name, str) and name in SOURCES:
         scorer = _load_named(name, source)
     else:
         raise ValueError(f"no scorer is called {name!r}; there are {', '.join(SOURCES)}, and your own as file.py:Class")
