@@ -66,6 +66,25 @@ def test_what_nobody_watches_is_refused_with_the_remedy(project):
         contents({"pairs": str(project.parent / "outside/pairs")}, ["data"])
 
 
+@pytest.mark.parametrize("named", ["data", "data/pairs", "data/pairs/deep", "data/pairs/a"])
+def test_what_lies_behind_a_link_is_refused_with_the_remedy(project, named):
+    """A change there would rerun nothing. Who names a folder beside the link, or watches the link itself, is not troubled."""
+    outside = project.parent / "outside/pairs"
+    (project / "data/pairs").symlink_to(outside)
+    (project / "data/dangling").symlink_to("nowhere")
+    with pytest.raises(
+        ValueError, match=f"^params.yaml: x names {named}, where pairs is a link to {outside}, .* add it to the list `watched`"
+    ):
+        contents({"x": named}, ["data"])
+    assert contents({"x": "data/clip", "y": "data/pairs/a"}, ["data/pairs", "data"]).keys() == {"x", "y"}
+
+
+def test_what_stages_write_is_not_watched(project):
+    for place in ("runs", "models/ict", f"{project}/models"):
+        with pytest.raises(ValueError, match=f"`watched` has {place}, which stages write: leave it out"):
+            places.write_listing(place)
+
+
 def test_a_reward_of_ones_own_is_watched_by_its_file(project, capsys):
     """`draft` of this reward depends on what is written, of the others on nothing of it."""
     (project / "params.yaml").write_text("shared: {watched: [data, rewards.py]}\n", encoding="utf-8")

@@ -8,19 +8,31 @@ from pathlib import Path
 
 from icthp.files import digest, save_json
 
+LINK = "a link to "  # before a folder, in a listing
 LISTINGS = Path("runs/places")  # a file for each of `watched`
 OWN = ("runs", "models", "figures", "study")  # where stages write; dvc.yaml names what they read of it
 
 
 def write_listing(place: str) -> Path:
-    """runs/places/PLACE.json: a digest of each file in the folder, or of the one file, that `place` is. ValueError where dvc would find the
-    listing under another name."""
+    """runs/places/PLACE.json: of each file in the folder, or of the one file, that `place` is, a digest; of each link to a folder, where it
+    leads, since dvc does not look behind it. ValueError where dvc would find the listing under another name, or where stages write."""
     if place != os.path.normpath(place) or place.startswith(".."):
         whole = os.path.normpath(place) if not place.startswith("..") else os.path.abspath(place)
         raise ValueError(f"params.yaml, shared: `watched` has {place}: write {whole}")
     root = Path(place)
-    found = sorted(file for file in root.rglob("*") if file.is_file()) if root.is_dir() else [root]
-    return save_json(_listing(place), {file.relative_to(root).as_posix(): digest(file) for file in found})
+    if _own(root):
+        raise ValueError(f"params.yaml, shared: `watched` has {place}, which stages write: leave it out")
+    found = sorted(file for file in root.rglob("*") if file.is_file() or _is_folder_link(file)) if root.is_dir() else [root]
+    listing = {file.relative_to(root).as_posix(): _link(file) if _is_folder_link(file) else digest(file) for file in found}
+    return save_json(_listing(place), listing)
+
+
+def _is_folder_link(path: Path) -> bool:
+    return path.is_symlink() and path.is_dir()
+
+
+def _link(path: Path) -> str:
+    return f"{LINK}{path.resolve()}"
 
 
 def _listing(place: str) -> Path:
@@ -56,8 +68,17 @@ def _digest(name: str, path: Path, watched: list[str]) -> str:
         inside = Path(os.path.relpath(path, place))
         if inside.parts[:1] != ("..",):
             files = json.loads(_listing(place).read_text(encoding="utf-8"))
+            _refuse_links(name, path, inside, files)
             return digest({key: value for key, value in files.items() if Path(key).is_relative_to(inside)})
     raise ValueError(f"params.yaml: {name} names {path}, which dvc does not watch: add it to the list `watched` of the section `shared`")
+
+
+def _refuse_links(name: str, path: Path, inside: Path, files: dict[str, str]) -> None:
+    """ValueError where a link to a folder lies on the way to `path`, or in it."""
+    for key, value in files.items():
+        if value.startswith(LINK) and (Path(key).is_relative_to(inside) or inside.is_relative_to(key)):
+            remedy = "name the folder itself, and add it to the list `watched` of the section `shared`"
+            raise ValueError(f"params.yaml: {name} names {path}, where {key} is {value}, and dvc does not look behind it: {remedy}")
 
 
 def main(argv: list[str]) -> int:
