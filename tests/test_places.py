@@ -141,6 +141,8 @@ def test_strip_writes_what_changes_when_numbers_may(project):
     saved = nbformat.read(project / "n.ipynb", 4)  # as JupyterLab leaves it
     saved.cells[1].outputs, saved.cells[1].execution_count = [nbformat.v4.new_output("stream", text="2")], 7
     saved.metadata.kernelspec = {"name": "other", "display_name": "Other", "language": "python"}
+    saved.metadata["toc-autonumbering"] = True
+    saved.cells[1].metadata.update({"editable": True, "slideshow": {"slide_type": ""}, "jupyter": {"source_hidden": True}})
     nbformat.write(saved, project / "n.ipynb")
     assert strip.main(["n.ipynb", "runs/src", "probe"]) == 0
     assert {path.suffix: path.read_bytes() for path in (project / "runs/src").iterdir()} == made

@@ -22,9 +22,6 @@ from icthp.params import read_params
 from icthp.places import contents
 from icthp.project import project_root
 
-NOTED = ("metadata.signature", "metadata.widgets", "metadata.kernelspec", "metadata.language_info", "cell.metadata.collapsed",
-         "cell.metadata.ExecuteTime", "cell.metadata.execution", "cell.metadata.heading_collapsed", "cell.metadata.hidden",
-         "cell.metadata.scrolled")  # fmt: skip
 NO_NUMBER = ("icthp.run", "icthp.figures")  # how a notebook is run and what its figures look like; the stage `figures` counts the latter
 
 
@@ -34,9 +31,17 @@ def stripped(notebook) -> nbformat.NotebookNode:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of nbformat, where cells have no ids
             cells = nbformat.read(notebook, as_version=nbformat.NO_CONVERT)
-        return strip_output(cells, keep_output=None, keep_count=None, keep_id=None, extra_keys=[*NOTED])
+        return _without_metadata(strip_output(cells, keep_output=None, keep_count=None, keep_id=None))
     except (OSError, ValueError, TypeError, AttributeError, nbformat.ValidationError) as error:
         raise ValueError(f"{notebook} is no notebook that can be read: {str(error).partition(chr(10))[0][:200]}") from error
+
+
+def _without_metadata(cells: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Without what front ends note, as folded cells; the tags stay, which say how a notebook runs."""
+    cells.metadata = nbformat.NotebookNode()
+    for cell in cells.cells:
+        cell.metadata = nbformat.NotebookNode({name: value for name, value in cell.metadata.items() if name == "tags"})
+    return cells
 
 
 def code_of(cells: nbformat.NotebookNode) -> str:
