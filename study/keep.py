@@ -40,6 +40,9 @@ def probe(stage: str, row: str, seed: int, out: Path) -> pd.DataFrame:
 
 def main(argv: list[str]) -> int:
     run.enter_project()
+    if len(argv) not in (0, 3):
+        print(f'{" ".join(argv)} is no row of the study: name its stage, row and seed, as in ROW="hp corrected 0"', file=sys.stderr)
+        return 1
     stage, row, seed = argv or ["ict", "corrected", "0"]
     result = results.RUNS / stage / f"{row}-{seed}.parquet"
     if not result.exists():

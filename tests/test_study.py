@@ -141,6 +141,7 @@ def test_results_that_differ_are_told_and_nothing_is_kept(kept, capsys, change, 
 def test_nothing_is_kept_of_a_study_that_never_ran(kept, capsys):
     keep, _, called, _ = kept
     assert keep.main(["hp", "corrected", "0"]) == 1 and called == []
+    assert keep.main(["ict"]) == 1 and called == []
     assert "`make study` makes it" in capsys.readouterr().err
 
 
