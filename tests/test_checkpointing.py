@@ -164,6 +164,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_half_way_leaves_the_checkpoint_before(tmp_path):
     """The file system itself refuses the second checkpoint after 20 kB of it."""
     path = tmp_path / "c.pt"

@@ -40,6 +40,7 @@ WRITERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_write_that_fails_half_way_leaves_the_old_file(kind, tmp_path):
     name = "out.png" if kind == "figure" else "out"

@@ -60,6 +60,7 @@ def test_a_path_longer_than_a_message_shows(tmp_path):
     assert gallery.score({"jpeg": loading.load("jpeg")}, table, tmp_path / "w").error.isna().all()
 
 
+@pytest.mark.slow
 def test_a_file_name_of_letters_that_the_locale_does_not_have(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "ünï.png")
     code = "import sys; import icthp; from icthp.evaluation import gallery; w = sys.argv[1]\n"

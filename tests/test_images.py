@@ -122,6 +122,7 @@ def test_a_turned_photograph_is_read_upright(tmp_path, orientation):
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
 
 
+@pytest.mark.slow
 def test_no_program_is_started_by_a_picture(tmp_path):
     """An EPS under a PNG's name, with a Ghostscript on the path that leaves a trace."""
     (tmp_path / "bin").mkdir()

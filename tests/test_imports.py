@@ -123,6 +123,7 @@ def test_magics_of_ipython_are_read_and_what_is_no_python_is_left_out():
 STORY = sorted((ROOT / "notebooks").glob("0*.ipynb"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", STORY, ids=lambda p: p.stem)
 def test_what_a_notebook_of_the_story_imports_exists(path):
     """And is watched: every icthp module that it names itself is among those reached, but for the two that change no number."""

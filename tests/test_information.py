@@ -81,6 +81,7 @@ def test_gaussian_information_has_no_bias_in_small_samples():
     assert np.mean(estimates) == pytest.approx(truth, abs=4 * np.std(estimates) / math.sqrt(200))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [1, 3, 8])
 @pytest.mark.parametrize("bits", [0.1, 1.0, 3.0])
 def test_gaussian_and_ksg_closed_forms(d, bits):

@@ -10,6 +10,8 @@ import pytest
 
 from conftest import ROOT
 
+pytestmark = pytest.mark.slow  # processes of their own
+
 
 @pytest.fixture
 def checkouts(tmp_path):

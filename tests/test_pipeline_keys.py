@@ -159,6 +159,7 @@ def test_a_function_that_calls_itself_is_told():
     assert identity.identity_of(down) == identity.identity_of(down)
 
 
+@pytest.mark.slow
 def test_another_process_says_the_same():
     code = (
         "from test_pipeline_keys import ALIKE; from icthp.tuning import identity; print([identity.identity_of(one()) for one, _ in ALIKE])"

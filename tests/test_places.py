@@ -163,6 +163,7 @@ def dvc(project, *words):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_changed_folder_outside_reruns_the_stage_that_reads_it_and_no_other_time(project):
     outside = project.parent / "outside/pairs"
     text = f"shared: {{watched: [data, {outside}], rewards: [a]}}\nprobe: {{pairs: 'local-dir:{outside}', clip: ViT-B-32}}\n"

@@ -43,6 +43,7 @@ def test_a_value_on_the_command_line(project):
     assert "'ict'" in (project / "seen.txt").read_text(encoding="utf-8") and (project / "runs/notebooks/n-ict.ipynb").exists()
 
 
+@pytest.mark.slow
 def test_a_stage_that_still_runs_is_not_run_beside_itself(project):
     """A second run of the same stage is refused at once in one sentence; after a SIGKILL of the first nothing is in the way."""
     write(project / "n.ipynb", CELL, 'import time\nopen("begun", "w").close()\ntime.sleep(60)')
@@ -187,6 +188,7 @@ print("said in passing")
 """
 
 
+@pytest.mark.slow
 def test_a_run_tells_its_headline_and_nothing_else(project):
     """A progress bar, where the executed notebook lies, what its cell tagged `headline` shows; no warnings of libraries."""
     write(project / "n.ipynb", CELL, NOISE, 'from matplotlib.figure import Figure\ndisplay(Figure())\n{"accuracy": 0.75}')
@@ -199,12 +201,14 @@ def test_a_run_tells_its_headline_and_nothing_else(project):
     assert bars and all(re.fullmatch(r"Executing: +\d+%\|.*\| \d/4 \[.*\]", line) for line in bars), done.stderr
 
 
+@pytest.mark.slow
 def test_a_warning_of_a_cell_is_told_once(project):
     write(project / "n.ipynb", CELL, 'import warnings\nwarnings.warn("look here")')
     done = subprocess.run([sys.executable, "-m", "icthp.run", "n.ipynb", "stage"], cwd=project, capture_output=True, text=True)
     assert done.stderr.count("UserWarning: look here") == 1
 
 
+@pytest.mark.slow
 def test_a_run_in_a_locale_that_knows_ascii_alone(project):
     """Values, params.yaml, the notebook and what it prints are UTF-8 all the same."""
     text = (project / "params.yaml").read_text(encoding="utf-8").replace("none: ''", "none: café")

@@ -8,6 +8,8 @@ import pytest
 
 from conftest import ROOT
 
+pytestmark = pytest.mark.slow  # processes of their own
+
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):

@@ -3,6 +3,7 @@
 import inspect
 import json
 import shutil
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -112,14 +113,15 @@ def kept(tmp_path, monkeypatch):
     values.to_parquet(tmp_path / "study/runs/ict/corrected-0.parquet")
     monkeypatch.chdir(tmp_path)
     called = []
-    monkeypatch.setattr(keep.subprocess, "run", lambda command, **options: called.append((command[:2], options)))
+    dvc = lambda *command, **options: called.append((*command, options)) or SimpleNamespace(returncode=0)
+    monkeypatch.setattr(keep.subprocess, "run", dvc)
     return keep, values, called, monkeypatch
 
 
 def test_results_that_are_equal_to_the_last_digit_are_kept(kept, capsys):
     keep, values, called, monkeypatch = kept
     monkeypatch.setattr(keep, "probe", lambda *row: values.sample(frac=1, random_state=0))  # in another order
-    assert keep.main([]) == 0 and called == [(["dvc", "commit"], {"cwd": "study", "check": True})]
+    assert keep.main([]) == 0 and called == [(["dvc", "commit", "-q", "-f"], {"cwd": "study"})]
     assert "are kept" in capsys.readouterr().out
 
 

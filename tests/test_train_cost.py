@@ -4,6 +4,7 @@ import io
 import time
 
 import open_clip
+import pytest
 import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,6 +21,7 @@ def count(step) -> float:
     return counter.get_total_flops() / 1e9
 
 
+@pytest.mark.slow
 def test_step_flops_at_the_papers_size():
     """ViT-H/14 on the meta device, GFLOP a triplet: ICT without HP's tower; HP with cached ICT scalars, where the embeddings train, so that
     the backward pass crosses the frozen half, and where they are frozen too."""

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -83,6 +84,7 @@ def free_port() -> str:
         return str(s.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_loss_and_gradients_of_one(tmp_path):
     """The global batch in one process and in halves, under DistributedDataParallel: Gram matrices, weights, repeated prompts."""
     (tmp_path / "shards.py").write_text(SHARDS)

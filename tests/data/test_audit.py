@@ -20,6 +20,7 @@ def accuracy(worse, better, **options):
     return {cue: correct.mean() for cue, correct in audit.predict_better(worse, better, **options).items()}
 
 
+@pytest.mark.slow
 def test_the_audit_finds_the_format_and_nothing_after_its_control(scenes):
     """Pairs that differ only by format: the same picture as JPEG and as PNG, and two different ones of one richness."""
     same = [audit.perturb(content, "format") for content in files(scenes, 0.5, "PNG")]
@@ -29,6 +30,7 @@ def test_the_audit_finds_the_format_and_nothing_after_its_control(scenes):
         assert max(after.values()) <= 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cue", ["size", "colour", "spectrum"])
 def test_each_perturbation_is_found_in_its_cue_and_weaker_after_its_control(scenes, cue):
     plain, changed = zip(*(audit.perturb(content, cue) for content in files(scenes, 0.5, "PNG")))

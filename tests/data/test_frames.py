@@ -164,6 +164,7 @@ def test_a_file_that_is_no_table_is_named(tmp_path, kind):
         frames.columns(tmp_path / "t.pkl", ["a"])
 
 
+@pytest.mark.slow
 def test_any_damage_to_a_file_is_named(tmp_path):
     """Each byte set to 0, 127 and 255 in turn: the columns, or one of the two errors with the file's name."""
     path = tmp_path / "t.pkl"

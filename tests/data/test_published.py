@@ -189,6 +189,7 @@ def test_a_folder_that_is_no_pickapic_is_named(tmp_path):
         list(published.read_pickapic(tmp_path, "test", []))
 
 
+@pytest.mark.slow
 def test_a4_writes_both_and_lists_what_it_left_out(tmp_path):
     release(tmp_path, E1=[0.3, 0.9])
     pickapic(tmp_path, has_label=[True, False, True])

@@ -427,6 +427,7 @@ def test_a_refiner_with_too_few_answers_is_no_refiner(tmp_path):
     assert refine.cached(["a"], None, tmp_path / "r.jsonl", "m") == ["A"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_the_line_being_written(tmp_path):
     """A limit on the file's size, which a child imposes on itself, falls into a line; with more room only the rest is asked."""
     path, prompts = tmp_path / "refined.jsonl", [f"cat {i}" for i in range(20)]
@@ -451,6 +452,7 @@ def test_runs_that_append_at_once_do_not_mix_their_lines(tmp_path):
     assert refine.cached(whole, None, path, "m") == [p + long for p in whole]
 
 
+@pytest.mark.slow
 def test_kill_9_while_refining(endpoint, tmp_path):
     """A process that is killed between answers: the next one asks for the rest only, and the result is the same."""
     prompts, path = [f"cat {i}" for i in range(12)], tmp_path / "refined.jsonl"

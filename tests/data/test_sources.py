@@ -75,6 +75,7 @@ def test_a_split_as_datasets_writes_it(dataset, tmp_path, split, count):
     assert len(gallery.read(f"dataset:{folder}:{split}", tmp_path / "out")) == count
 
 
+@pytest.mark.slow
 def test_a_local_data_set_leaves_nothing_in_the_home_folder(dataset, tmp_path):
     folder = dataset([{"bytes": png(), "path": None}])
     (tmp_path / "home").mkdir()

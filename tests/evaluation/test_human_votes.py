@@ -158,6 +158,7 @@ def test_a_picture_is_no_pair_with_itself():
         human_votes.agreement(table.assign(score=np.nan))
 
 
+@pytest.mark.slow
 def test_agreement_covers_the_truth():
     """Scores with noise: a pair of values 1 apart with noise of standard deviation 1 in the score is ordered with Phi(1 / sqrt 2)."""
     rng = np.random.default_rng(0)

@@ -113,6 +113,7 @@ def test_bfloat16_products_round_no_more_than_the_direct_form(impl, monkeypatch)
         assert error(fast[i], exact[i]) <= min(1.1 * error(plain[i], exact[i]), 3e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["gram", "chunked"])
 def test_a_large_batch(impl):
     data, groups = triplets(2100, 48, torch.float32), torch.arange(2100) // 2
@@ -168,6 +169,7 @@ def peak(impl: str, b: int) -> int:
     return timing.peak_bytes(lambda: value_and_gradients(kernels.ict_loss, data, impl=impl, beta=0.1))
 
 
+@pytest.mark.slow
 def test_chunked_memory_is_linear_in_the_batch(monkeypatch):
     """Value and gradient under autograd; the oracle's grows fourfold when the batch doubles."""
     monkeypatch.setattr(ict, "CHUNK", 64)

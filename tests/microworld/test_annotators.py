@@ -1,10 +1,12 @@
 """Simulated annotators and the pairs that they order."""
 
+import pytest
 import torch
 
 from icthp.microworld import annotators, sample
 
 
+@pytest.mark.slow
 def test_annotators_agree_as_people_do():
     g = torch.Generator().manual_seed(3)
     scenes = sample(3000, g)

@@ -1,5 +1,6 @@
 """Pictures of scenes."""
 
+import pytest
 import torch
 
 from icthp.microworld import renderer
@@ -14,6 +15,7 @@ def test_render_is_deterministic_bounded_and_batched(scenes, monkeypatch):
     assert renderer.render(scenes[:2], size=33).shape == (2, 3, 33, 33)
 
 
+@pytest.mark.slow
 def test_each_layer_changes_the_picture_and_only_when_drawn(scenes):
     for k, layer in enumerate(DETAILS):
         for name, cardinality in layer.items():

@@ -41,6 +41,7 @@ def visible_bits(one: Scenes, name: str, cardinality: int, level: int) -> float:
     return -(counts / cardinality * (counts / cardinality).log2()).sum().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [0, 1, 2])
 @pytest.mark.parametrize("marks", range(4))
 def test_private_bits_are_those_that_pictures_show(scenes, kind, marks):

@@ -15,6 +15,7 @@ from icthp.tuning import draft, flow, sampling
 from icthp.tuning.lora import LORA_TARGETS, add_lora, merged
 
 
+@pytest.mark.slow
 def test_staging_takes_less_memory_and_no_more_time(tokenizer, scenes):
     """Peak of one DRaFT-1 step on four pictures of 64 pixels: staged, with and without the transformer's graph kept, against one
     graph through transformer, decoder and reward, and against a loop that samples under autograd and detaches."""
@@ -73,6 +74,7 @@ def published_transformer(layers, heads, positions, **other):
 SIZES = {"large": (38, 38, 192, {}, 8.057, 47.16), "medium": (24, 24, 384, {"dual_attention_layers": tuple(range(13))}, 2.243, 23.89)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_stable_diffusion_3_5_at_its_size(name):
     """Parameters (10^9), the LoRA's at rank 32 (10^6), and the shape that goes through one step."""
@@ -87,6 +89,7 @@ def test_stable_diffusion_3_5_at_its_size(name):
     assert transformer(x, embeds, pooled, torch.empty(1, device="meta"), return_dict=False)[0].shape == x.shape
 
 
+@pytest.mark.slow
 def test_flops_of_a_step_at_1024_pixels():
     """DRaFT-1 on Stable Diffusion 3.5 large, four steps, no guidance: 186 TFLOP a picture, with 1.34 for two ViT-H reward towers."""
     transformer = published_transformer(38, 38, 192)
