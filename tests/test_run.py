@@ -32,12 +32,14 @@ def write(path, parameters, *cells):
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
 
 
+@pytest.mark.slow
 def test_types_survive(project):
     assert run.main(["n.ipynb", "stage"]) == 0
     assert (project / "seen.txt").read_text(encoding="utf-8") == "[1e-05, False, 'no', 3, '', 7]"
     assert (project / "runs/notebooks/n.ipynb").exists()
 
 
+@pytest.mark.slow
 def test_a_value_on_the_command_line(project):
     assert run.main(["n.ipynb", "stage", "name=ict"]) == 0
     assert "'ict'" in (project / "seen.txt").read_text(encoding="utf-8") and (project / "runs/notebooks/n-ict.ipynb").exists()
@@ -168,6 +170,7 @@ def test_values_cannot_lead_the_executed_notebook_out_of_its_folder(project):
     assert run.main(["n.ipynb", "stage", "output=elsewhere.ipynb"]) == 1 and not (project / "elsewhere.ipynb").exists()
 
 
+@pytest.mark.slow
 def test_a_notebook_is_named_from_here_or_from_the_root(project, monkeypatch):
     (project / "deep").mkdir()
     shutil.copy(project / "n.ipynb", project / "deep/m.ipynb")

@@ -195,6 +195,7 @@ def test_contents_decide_what_is_scored_anew(folder, loaded, tmp_path, counted, 
     assert counted == [6] * 3
 
 
+@pytest.mark.slow
 def test_the_key_holds_all_code_that_a_score_depends_on(tmp_path, monkeypatch):
     """A change of any module that scorers and the reader import, directly or not, is another key; of one that they do not, the same."""
     shutil.copytree(ROOT / "lib/icthp", tmp_path / "icthp")

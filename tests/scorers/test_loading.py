@@ -139,6 +139,7 @@ def test_a_source_is_read_from_any_directory_without_diffusers(clip_folder, tmp_
     assert name == "ict" and float(value) == pytest.approx(score, abs=1e-5) and diffusers == "False"
 
 
+@pytest.mark.slow
 def test_outside_of_a_project_the_source_is_asked_for(tmp_path):
     message = run_python(LOAD, tmp_path, "ict")
     assert message.startswith("FileNotFoundError: ict has no default weights outside of a project: pass source=")
@@ -273,6 +274,7 @@ def test_the_same_file_is_the_same_class_in_every_scorer(project):
     assert type(one) is type(two) and type(pickle.loads(pickle.dumps(one))) is type(one)
 
 
+@pytest.mark.slow
 def test_a_scorer_is_the_same_in_every_process(project):
     """Its identity holds no address, and what its layers add to its state."""
     extra = "    extra_repr = lambda self: str(object())\n    get_extra_state = lambda self: {'power': self.power}\n"
