@@ -44,6 +44,12 @@ def scenes():
 
 
 @pytest.fixture(scope="session")
+def prompts(scenes):
+    """The short prompts of five scenes."""
+    return microworld.captions(scenes[:5])
+
+
+@pytest.fixture(scope="session")
 def tokenizer(scenes):
     return microworld.train_tokenizer(microworld.captions(scenes, "long") + microworld.captions(scenes), 32)
 
@@ -55,6 +61,11 @@ def clip_folder(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
     scorers.save_clip(microworld.new_clip(config), tokenizer, config, folder, dtype=torch.float32)
     return folder
+
+
+@pytest.fixture
+def clip(clip_folder):
+    return scorers.load("clip", f"local-dir:{clip_folder}")
 
 
 @pytest.fixture(scope="session")

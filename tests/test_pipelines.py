@@ -9,19 +9,8 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from icthp import pipelines
-from icthp.microworld import grammar, models
-from icthp.scorers import loading
+from icthp.microworld import models
 from icthp.tuning import sampling
-
-
-@pytest.fixture(scope="module")
-def prompts(scenes):
-    return grammar.captions(scenes[:5])
-
-
-@pytest.fixture
-def clip(clip_folder):
-    return loading.load("clip", f"local-dir:{clip_folder}")
 
 
 def test_text_tower_equals_open_clips(clip, tokenizer, prompts):

@@ -18,7 +18,7 @@ from PIL import Image
 
 import icthp
 from conftest import ROOT
-from icthp import files, microworld
+from icthp import files
 from icthp.evaluation import gallery
 from icthp.microworld import models
 from icthp.scorers import aesthetic, checkpoints, combined, configs, loading
@@ -26,11 +26,6 @@ from icthp.scorers.clip import save_clip
 from icthp.scorers.hp import HpScorer, make_head
 from icthp.scorers.tokenizers import to_transformers
 from icthp.tuning.identity import identity_of
-
-
-@pytest.fixture(scope="module")
-def prompts(scenes):
-    return microworld.captions(scenes[:5])
 
 
 def test_unknown_and_missing_scorers():

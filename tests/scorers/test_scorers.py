@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from icthp import images, kernels
-from icthp.microworld import grammar, renderer
+from icthp.microworld import renderer
 from icthp.scorers import aesthetic, combined, loading
 from icthp.scorers.clip import ClipScorer
 from icthp.scorers.hp import HpScorer, make_head
@@ -17,16 +17,6 @@ from icthp.scorers.hp import HpScorer, make_head
 @pytest.fixture(scope="module")
 def pixels(scenes):
     return renderer.render(scenes[:5])
-
-
-@pytest.fixture(scope="module")
-def prompts(scenes):
-    return grammar.captions(scenes[:5])
-
-
-@pytest.fixture
-def clip(clip_folder):
-    return loading.load("clip", f"local-dir:{clip_folder}")
 
 
 def test_score_is_what_open_clip_gives(clip, clip_folder, pixels, prompts):
