@@ -13,6 +13,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from icthp import optimizers
 from icthp.checkpointing import Checkpoint
 from icthp.isolation import isolated
 
@@ -47,7 +48,8 @@ class Hyperparameters:
     """What decides the numbers of a run, beside its model and its data."""
 
     steps: int
-    lr: float  # of AdamW, at its peak
+    lr: float  # at its peak
+    muon: str = ""  # Muon moves the matrices whose names contain this text, AdamW all else; "" for AdamW alone
     warmup: int = 0  # steps
     schedule: str = "cosine"  # `learning_rate`'s
     weight_decay: float = 0.01
@@ -85,7 +87,7 @@ def train(
     prompt_ids: Callable[[int], list] | None = None,
     **hyperparameters,
 ) -> list[dict]:
-    """Train the parameters of `model` that require a gradient with AdamW; returns one record of numbers a step.
+    """Train the parameters of `model` that require a gradient; returns one record of numbers a step.
 
     loss_fn(model, i) -> (scalar loss, dict of numbers to record) for batch i; a step takes `accumulate` batches. Random draws inside
     it (dropout too) are seeded by (seed, i); the caller's random state is restored in the end. The model trains on its own device; under
@@ -148,7 +150,7 @@ class _Run:
         self.is_main = self.accelerator.is_main_process
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.average = EMAModel(self.parameters, decay=options.ema) if options.ema else None
-        optimizer = torch.optim.AdamW(self.parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay)
+        optimizer = optimizers.build(model, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, muon=options.muon)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         _training_mode(self.model)
         self.optimizer.zero_grad()  # a gradient that the caller left is none of this run's
