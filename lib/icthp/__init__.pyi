@@ -1,3 +1,4 @@
+from . import corruptions as corruptions
 from . import data as data
 from . import evaluation as evaluation
 from . import figures as figures

@@ -7,6 +7,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from icthp import kernels, losses
+from icthp.corruptions import corrupt, sample_severities
 from icthp.data.triplets import Triplets
 from icthp.scorers.clip import ClipScorer
 
@@ -52,21 +53,39 @@ def _features(scorer: ClipScorer, data: Triplets, model: nn.Module, rows: Tensor
     return images.unflatten(0, (3, -1)), texts.chunk(len(kinds)), logit_scale
 
 
-def hp_loss(data: Triplets, objective: str, margin: float, hinge_on: str, product_loss: Callable | None) -> BatchLoss:
-    """The objective of `train.hp` on the head's outputs; with hinges also `product_loss`, if there is one."""
+def hp_loss(
+    data: Triplets, objective: str, margin: float, hinge_on: str, product_loss: Callable | None, corrupt_lambda: float = 0.0
+) -> BatchLoss:
+    """The objective of `train.hp` on the head's outputs; with hinges also `product_loss`, if there is one, and for corrupt_lambda the hinge
+    between I3 and itself corrupted, so that rich but spoilt pictures are among the losers."""
 
     def loss_fn(model, rows, groups, is_shared):
-        pixels = data.pixels(rows).flatten(0, 1).to(next(model.parameters()).device)
-        logits = model(pixels).float().unflatten(0, (3, -1)).movedim(0, 1)  # (b, 3, outputs)
-        mean = logits[..., 0]
+        pixels = data.pixels(rows)
+        if corrupt_lambda:
+            pixels = torch.cat([pixels, _corrupted(pixels[2], rows)[None]])
+        images = len(pixels)
+        pixels = pixels.flatten(0, 1).to(next(model.parameters()).device)
+        logits = model(pixels).float().unflatten(0, (images, -1)).movedim(0, 1)  # (b, images, outputs)
+        mean = logits[:, :3, 0]
         if objective == "preference":
             return losses.preference_loss(mean)
         if objective == "uncertain":
             return losses.uncertain_loss(mean, logits[..., 1])
-        loss = losses.hp_loss(mean.sigmoid() if hinge_on == "score" else mean, margin)
+        scores = logits[..., 0].sigmoid() if hinge_on == "score" else logits[..., 0]
+        loss = losses.hp_loss(scores[:, :3], margin)
+        if corrupt_lambda:
+            loss = loss + corrupt_lambda * (margin - (scores[:, 2] - scores[:, 3])).relu().mean()
         return loss + product_loss(mean, rows, is_shared) if product_loss else loss
 
     return loss_fn
+
+
+def _corrupted(pixels: Tensor, rows: Tensor) -> Tensor:
+    """The pixels (b, 3, h, w), each visibly corrupted in one or two ways; a batch of the same rows is corrupted alike."""
+    generator = torch.Generator().manual_seed(int(rows.sum()))
+    severity = sample_severities(3 * len(pixels), generator)
+    severity = severity[severity.sum(1).argsort(descending=True)[: len(pixels)]]
+    return corrupt(pixels, severity[torch.randperm(len(pixels), generator=generator)], generator)
 
 
 def product_loss(ict_scores: Tensor, text_lambda: float, margin: float, activation: str, reduction: str) -> Callable:

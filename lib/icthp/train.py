@@ -66,14 +66,15 @@ def ict(*, out, triplets, clip, objective: str = "ict", variant: str = "paper", 
 @isolated()
 def hp(*, out, triplets, clip, objective: str = "margin", margin: float = 0.3, hinge_on: str = "score", head: str = "paper",
        frozen_fraction: float = 0.5, train_embeddings: bool = False, text_lambda: float = 0.0, activation: str = "sigmoid",
-       reduction: str = "mean", ict: str = "", device="cpu", **training) -> list[dict]:  # fmt: skip
+       reduction: str = "mean", ict: str = "", corrupt_lambda: float = 0.0, device="cpu", **training) -> list[dict]:  # fmt: skip
     """Train HP on the triplets of a folder and save it to `out`; returns the trainer's history.
 
     objective: "margin" (hinges), "preference" (Bradley-Terry) or "uncertain" (Thurstone; the head has a variance). hinge_on: hinges on
     the "score", the sigmoid that is used afterwards, or on the head's "logits", as released. head: scorers.make_head's variant.
     frozen_fraction: share of the image tower's layers that stays frozen (1: a probe of frozen features), train_embeddings: see
     `freezing.freeze`. text_lambda: weight of the hinges on ICT * HP, whose frozen scalars come from the scorer `ict`, once; activation,
-    reduction: losses.icthp_loss's. training: see `_train`."""
+    reduction: losses.icthp_loss's. corrupt_lambda: weight of a hinge between I3 and itself corrupted (icthp.corruptions).
+    training: see `_train`."""
     config = {name: value for name, value in locals().items() if name not in _PLACES}
     if objective not in ("margin", "preference", "uncertain"):
         raise ValueError(f'objective must be "margin", "preference" or "uncertain", not {objective!r}')
@@ -81,6 +82,8 @@ def hp(*, out, triplets, clip, objective: str = "margin", margin: float = 0.3, h
         raise ValueError(f'hinge_on must be "score" or "logits", not {hinge_on!r}')
     if text_lambda and (objective != "margin" or not ict):
         raise ValueError("text_lambda needs objective='margin' and ict, the source of a trained ICT")
+    if corrupt_lambda and objective != "margin":
+        raise ValueError("corrupt_lambda needs objective='margin'")
     device = _device(device)
     backbone = load("clip", clip, device=device)
     torch.manual_seed(training.get("seed", 0))  # of the head's first weights
@@ -95,7 +98,7 @@ def hp(*, out, triplets, clip, objective: str = "margin", margin: float = 0.3, h
         ict_scores = _ict_scalars(ict, data, out, device)
         config["ict"] = digest(ict_scores.numpy().tobytes())
         product_loss = objectives.product_loss(ict_scores, text_lambda, margin, activation, reduction)
-    batch_loss = objectives.hp_loss(data, objective, margin, hinge_on, product_loss)
+    batch_loss = objectives.hp_loss(data, objective, margin, hinge_on, product_loss, corrupt_lambda)
     return _train(scorer, _Logits(scorer), batch_loss, data, out, config, device=device, label="hp", **training)
 
 
