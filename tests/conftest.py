@@ -9,6 +9,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported: Triton then runs them on CPU tensors
 
+from faulty_pairs import faulty_pairs
 from icthp import data, images, microworld, scorers
 
 torch.set_num_threads(1)  # tiny tensors; threads would only wait for each other on a busy machine
@@ -120,7 +121,7 @@ def triplets_folder(clip_folder, tmp_path_factory):
     for split, count in (("train", 24), ("test", 6)):
         drawn = microworld.sample(count, torch.Generator().manual_seed(count))
         rich = images.encode(microworld.render(drawn.at(1)))
-        microworld.weak_pairs(drawn, torch.Generator().manual_seed(0)).to_parquet(folder / "pairs" / f"{split}.parquet")
+        faulty_pairs(drawn).to_parquet(folder / "pairs" / f"{split}.parquet")
         pairs, long = data.read_pairs(folder / "pairs", split), microworld.captions(drawn.at(1), "long")
         constants, near = (
             {"seed": 0, "split": split, "source_3": "renderer"},

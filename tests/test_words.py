@@ -45,7 +45,7 @@ unit                                score_scale
 images                              image_features
 Shared                              HubMixin
 MADE_BY                             STAGE_OF
-legacy, spoil                       weak_generator, degrade
+legacy, spoil                       plant_faults, corrupt
 DISCERNMENT                         BT_SCALE
 described                           geneval_metadata
 units_contained                     prompt_coverage

@@ -16,11 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
+from faulty_pairs import faulty_pairs
 from icthp import images, losses
 from icthp.data import parquet
 from icthp.data.pairs import PAIRS, build_triplets, read_pairs
 from icthp.data.triplets import TRIPLETS, Triplets, write_dataset_card, write_triplets
-from icthp.microworld import annotators, grammar, renderer
+from icthp.microworld import grammar, renderer
 from icthp.scorers import loading
 
 THETA = 0.6
@@ -29,7 +30,7 @@ THETA = 0.6
 @pytest.fixture(scope="module")
 def pairs(scenes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs")
-    annotators.weak_pairs(scenes[:6], torch.Generator().manual_seed(0)).to_parquet(folder / "test.parquet")
+    faulty_pairs(scenes[:6]).to_parquet(folder / "test.parquet")
     return folder
 
 

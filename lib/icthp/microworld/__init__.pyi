@@ -1,13 +1,15 @@
 from .annotators import BT_SCALE as BT_SCALE
 from .annotators import UTILITY as UTILITY
+from .annotators import read_qualities as read_qualities
 from .annotators import utility as utility
+from .annotators import voted_pairs as voted_pairs
 from .annotators import votes as votes
-from .annotators import weak_generator as weak_generator
-from .annotators import weak_pairs as weak_pairs
 from .axes import axis_votes as axis_votes
+from .axes import plant_faults as plant_faults
 from .detector import Detector as Detector
 from .detector import detector_loss as detector_loss
 from .detector import load_detector as load_detector
+from .detector import targets as targets
 from .grammar import captions as captions
 from .grammar import parse as parse
 from .models import clip_config as clip_config
@@ -30,7 +32,9 @@ from .scenes import Scenes as Scenes
 from .scenes import held_out as held_out
 from .scenes import information as information
 from .scenes import sample as sample
+from .tasks import check_generator as check_generator
 from .tasks import geneval_metadata as geneval_metadata
+from .tasks import held_out_kinds as held_out_kinds
 from .tasks import micro_geneval as micro_geneval
 from .tasks import prompt_coverage as prompt_coverage
 from .tasks import prompt_fulfilled as prompt_fulfilled

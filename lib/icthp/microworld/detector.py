@@ -1,4 +1,5 @@
-"""The microworld's detector: which objects a picture shows, where, and how rich it is. It has the place of GenEval's Mask2Former."""
+"""The microworld's detector: which objects a picture shows, where, how rich it is, how far it is corrupted. It has the place of GenEval's
+Mask2Former."""
 
 import json
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from icthp.corruptions import CORRUPTIONS, artefact, corrupt, sample_severities
 from icthp.evaluation.geneval import ClipColours, Detection, Evaluator, Mask2Former, check, filter_detections
 from icthp.files import atomic, save_json
 from icthp.microworld import renderer
@@ -17,10 +19,10 @@ from icthp.scorers.states import fill, read_state
 
 class Detector(nn.Module):
     """A centre-point detector: an image becomes a grid at a quarter of its side; each cell votes for an object's centre,
-    its shape and its colour. A global head reads the richness.
+    its shape and its colour. A global head reads the richness and the severity of each corruption.
 
     forward(pixels (b, 3, h, w) in [0, 1]) -> centre logits (b, h/4, w/4), shape and colour logits (b, 8, h/4, w/4),
-    richness (b,)."""
+    richness (b,) in [0, 1] and severities (b, 5) in [0, 1], by `CORRUPTIONS`."""
 
     def __init__(self, width: int = 48):
         super().__init__()
@@ -28,21 +30,27 @@ class Detector(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, width, 3, 2, 1), nn.ReLU())
         self.body = nn.ModuleList(_dilated(width, dilation) for dilation in (1, 2, 1, 2, 4, 1))
         self.cells = nn.Conv2d(width, 1 + len(SHAPES) + len(COLOURS), 1)
-        self.richness = nn.Linear(2 * width, 1)
+        self.whole = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, 1 + len(CORRUPTIONS)), nn.Sigmoid())
+
+    def features(self, pixels: Tensor, blocks: int | None = None) -> Tensor:
+        """pixels (b, 3, h, w) in [0, 1] -> (b, width, h/4, w/4) after the first `blocks` of its body, all for None."""
+        x = self.stem(pixels * 2 - 1)
+        for block in self.body[:blocks]:
+            x = x + block(x)
+        return x
 
     def forward(self, pixels: Tensor):
-        x = self.stem(pixels * 2 - 1)
-        for block in self.body:
-            x = x + block(x)
+        x = self.features(pixels)
         pooled = torch.cat([x.mean((2, 3)), x.std((2, 3))], 1)
         centre, shape, colour = self.cells(x).split([1, len(SHAPES), len(COLOURS)], 1)
-        return centre[:, 0], shape, colour, self.richness(pooled)[:, 0]
+        whole = self.whole(pooled)
+        return centre[:, 0], shape, colour, whole[:, 0], whole[:, 1:]
 
     @torch.no_grad()
     def detect(self, pixels: Tensor, threshold: float = 0.4) -> list[list[Detection]]:
         """pixels (b, 3, h, w) in [0, 1] -> the objects of each picture, most certain first; a picture is 2 wide and high. A centre is a
         maximum of its 5 x 5 cells whose probability is above the threshold."""
-        centre, shape, colour, _ = self(pixels)
+        centre, shape, colour, *_ = self(pixels)
         heat = centre.sigmoid()
         peak = (heat == F.max_pool2d(heat[:, None], 5, 1, 2)[:, 0]) & (heat > threshold)
         found = [[] for _ in pixels]
@@ -57,8 +65,11 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def measure(self, pixels: Tensor, tasks: list[dict] | None = None) -> dict:
-        """{"micro_richness": (b,)}; with `tasks`, GenEval's metadata of each picture, also "correct", b bools: is it fulfilled?"""
-        stats = {"micro_richness": self(pixels)[3]}
+        """{"micro_richness", "micro_artefact" and its parts, "micro_blur" and the others of `CORRUPTIONS`: (b,) in [0, 1]}; with `tasks`,
+        GenEval's metadata of each picture, also "correct", b bools: is it fulfilled?"""
+        *_, richness, severity = self(pixels)
+        stats = {"micro_richness": richness, "micro_artefact": artefact(severity)}
+        stats |= {f"micro_{name}": severity[:, i] for i, name in enumerate(CORRUPTIONS)}
         if tasks:
             stats["correct"] = [check(filter_detections(found, task), task)[0] for found, task in zip(self.detect(pixels), tasks)]
         return stats
@@ -126,11 +137,16 @@ def targets(scenes: Scenes, side: int = 16) -> tuple[Tensor, Tensor, Tensor]:
     return heat, label("shape"), label("colour")
 
 
-def detector_loss(detector: nn.Module, pixels: Tensor, scenes: Scenes) -> Tensor:
-    """The scalar loss of a detector on rendered scenes, pixels (b, 3, h, w): centres, shapes, colours and richness."""
-    centre, shape, colour, richness = detector(pixels)
+def detector_loss(detector: nn.Module, pixels: Tensor, scenes: Scenes, generator: torch.Generator) -> Tensor:
+    """The scalar loss of a detector on renders, pixels (b, 3, h, w), two in three of which are corrupted here: centres, shapes and
+    colours, the richness that the scene has, and the severity of each corruption."""
+    severity = sample_severities(len(pixels), generator)
+    pixels = corrupt(pixels, severity, generator)
+    centre, shape, colour, richness, found = detector(pixels)
     heat, true_shape, true_colour = (t.to(pixels.device) for t in targets(scenes, centre.shape[-1]))
     centre_loss = F.binary_cross_entropy_with_logits(centre, heat, pos_weight=torch.tensor(4.0, device=pixels.device))
     shape_loss = F.cross_entropy(shape, true_shape, ignore_index=-1)
     colour_loss = F.cross_entropy(colour, true_colour, ignore_index=-1)
-    return 8 * centre_loss + shape_loss + colour_loss + 4 * F.mse_loss(richness, scenes.richness.to(richness))
+    richness_loss = F.mse_loss(richness, scenes.richness.to(richness))
+    severity_loss = F.binary_cross_entropy(found, severity.to(found))
+    return 8 * centre_loss + shape_loss + colour_loss + 4 * richness_loss + 4 * severity_loss

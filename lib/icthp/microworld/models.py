@@ -41,7 +41,7 @@ def new_clip(config: dict) -> open_clip.CLIP:
     return model
 
 
-def new_vae(channels=(16, 32, 64), latent_channels=16) -> AutoencoderKL:
+def new_vae(channels=(16, 32, 64), latent_channels=4) -> AutoencoderKL:
     """A small AutoencoderKL with random weights; it halves the side len(channels) - 1 times."""
     n = len(channels)
     return AutoencoderKL(
@@ -50,7 +50,7 @@ def new_vae(channels=(16, 32, 64), latent_channels=16) -> AutoencoderKL:
         use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1.0, shift_factor=0.0)  # fmt: skip
 
 
-def new_sd3(text_encoder, tokenizer, vae: AutoencoderKL, *, width=128, layers=4, text_width=32, text_layers=1, latent_size=16):
+def new_sd3(text_encoder, tokenizer, vae: AutoencoderKL, *, width=128, layers=4, text_width=64, text_layers=2, latent_size=16):
     """A StableDiffusion3Pipeline around a trained text tower and VAE; the transformer and a small second tower are random. widths
     are multiples of 32; latent_size: the side of the latents."""
     first = text_encoder.config
@@ -63,7 +63,7 @@ def new_sd3(text_encoder, tokenizer, vae: AutoencoderKL, *, width=128, layers=4,
         num_layers=layers, attention_head_dim=32, num_attention_heads=width // 32, joint_attention_dim=first.hidden_size + text_width,
         caption_projection_dim=width, pooled_projection_dim=first.projection_dim + text_width, pos_embed_max_size=latent_size // 2,
         qk_norm="rms_norm")  # fmt: skip
-    nn.init.normal_(second.get_input_embeddings().weight)  # its default, 0.02, would drown beside a trained tower's vectors
+    nn.init.normal_(second.get_input_embeddings().weight, std=0.3)  # its default, 0.02, would drown beside a trained tower's vectors
     _start_as_identity(transformer)
     transformer.pos_embed.pos_embed.copy_(_positions(latent_size // 2, width))
     return StableDiffusion3Pipeline(

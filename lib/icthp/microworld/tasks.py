@@ -45,6 +45,16 @@ def micro_geneval(each: int, generator: torch.Generator) -> list[dict]:
     return rows
 
 
+KINDS = ("one", "pair", "group")  # of scenes, by the latent's value
+
+
+def held_out_kinds(each: int, generator: torch.Generator) -> dict[str, Scenes]:
+    """`each` held-out scenes of every kind: "one" object, a "pair", a "group" of two or three."""
+    scenes = sample(each * 40, generator)
+    scenes = scenes[held_out(scenes)]
+    return {name: scenes[(scenes.latents["kind"] == kind).nonzero()[:each, 0]] for kind, name in enumerate(KINDS)}
+
+
 def geneval_metadata(scene: Scenes, task: str | None = None) -> dict:
     """GenEval's metadata of one scene: what the task asks of its short prompt; with task None, all that the prompt says."""
     s = {name: value.item() for name, value in scene.latents.items()}
@@ -103,3 +113,18 @@ def prompt_coverage(detector, pixels: Tensor, scenes: Scenes) -> Tensor:
 def prompt_fulfilled(detector, pixels: Tensor, scenes: Scenes) -> list[bool]:
     """For each picture (b, 3, h, w): does the detector find every unit of its scene's short prompt?"""
     return (prompt_coverage(detector, pixels, scenes) == 1).tolist()
+
+
+def check_generator(draw, detector, each: int, generator: torch.Generator) -> dict[tuple[str, str], dict[str, Tensor]]:
+    """What the detector reads in `each` pictures that draw(prompts) -> pixels makes of held-out scenes of every kind, with the short prompt
+    and with the longest: {(kind, style): {"correct", every unit of the short prompt is there; "units", their share; "richness";
+    "artefact"}}, (each,) in [0, 1]."""
+    found = {}
+    for kind, scenes in held_out_kinds(each, generator).items():
+        for style in ("short", "long"):
+            pixels = draw(captions(scenes.at(1), style))
+            measured = detector.measure(pixels)
+            units = prompt_coverage(detector, pixels, scenes)
+            found[kind, style] = {"correct": (units == 1).float(), "units": units,
+                                  "richness": measured["micro_richness"], "artefact": measured["micro_artefact"]}  # fmt: skip
+    return found
