@@ -30,8 +30,8 @@ def monitor(pipe, clip_folder, tmp_path):
     baseline = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     clip_scorer = scorers.load("clip", f"local-dir:{clip_folder}")
     measure = lambda pixels: {"contrast": pixels.std((1, 2, 3))}
-    return tuning.Monitor(pipe, TEXTS, Brightness(), {"red": Red()}, clip_scorer, measure=measure, baseline=baseline,
-                          folder=tmp_path / "snapshots", **SAMPLE_KWARGS)  # fmt: skip
+    return tuning.Monitor(pipe, TEXTS, Brightness(), {"red": Red(), "own": Brightness()}, clip_scorer, independent=["red"],
+                          measure=measure, baseline=baseline, folder=tmp_path / "snapshots", **SAMPLE_KWARGS)  # fmt: skip
 
 
 def test_its_numbers_follow_their_definitions(monitor, pipe):
@@ -41,6 +41,7 @@ def test_its_numbers_follow_their_definitions(monitor, pipe):
     shift = (Red().score(pixels).mean() - before.mean()) / before.std()
     features = monitor.clip_scorer.image_features(pixels)
     assert found["other_red"] == pytest.approx(shift.item(), rel=1e-5) and found["val_loss"] == pytest.approx(-shift.item(), rel=1e-5)
+    assert found["score_red"] == Red().score(pixels).mean() and found["score_own"] == found["held_out_reward"] and "other_own" not in found
     assert found["held_out_reward"] == pixels.mean((1, 2, 3)).mean() and found["contrast"] == pixels.std((1, 2, 3)).mean()
     assert found["diversity"] == pytest.approx(evaluation.diversity(features, [0, 0, 0]).item())
     assert found["kb"] > 0 and not any(isinstance(value, torch.Tensor) and value.requires_grad for value in found.values())
@@ -54,10 +55,10 @@ def test_snapshots_come_back_in_order(monitor, pipe):
     assert list(snapshots) == [4, 9, 19] and np.allclose(snapshots[4], pixels, atol=0.51 / 255)
 
 
-def test_what_shares_no_part_with_the_reward():
+def test_what_shares_nothing_with_the_reward():
     names = ["clip", "pickscore", "ict", "hp", "icthp"]
     assert tuning.independent_names("icthp", names) == ["clip", "pickscore"]
-    assert tuning.independent_names("ict", names) == ["clip", "pickscore", "hp"]
+    assert tuning.independent_names("ict", names) == tuning.independent_names("hp", names) == ["clip", "pickscore"]
     assert tuning.independent_names("clip", names) == ["pickscore", "ict", "hp", "icthp"]
     assert tuning.independent_names("my_rewards.py:EdgeScorer", names) == names
 
@@ -66,5 +67,13 @@ def test_what_shares_no_part_with_the_reward():
 def test_too_few_prompts_or_pictures_are_refused(pipe, tmp_path, prompts, pictures, message):
     with pytest.raises(ValueError, match=message):
         tuning.Monitor(
-            pipe, TEXTS[:prompts], Brightness(), {}, None, measure=dict, baseline=torch.zeros(pictures, 3, 8, 8), folder=tmp_path
+            pipe,
+            TEXTS[:prompts],
+            Brightness(),
+            {},
+            None,
+            independent=[],
+            measure=dict,
+            baseline=torch.zeros(pictures, 3, 8, 8),
+            folder=tmp_path,
         )

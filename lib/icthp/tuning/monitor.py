@@ -1,7 +1,7 @@
 """What happens to held-out prompts while a generator is tuned. Where the reward still rises and the scores that share no part with it
 fall, the reward is being gamed."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,40 +15,41 @@ from icthp.evaluation.scoring import score_all
 from icthp.scorers.base import Scorer
 from icthp.tuning.sampling import generate
 
-REWARD_PARTS = {"ict": {"ict", "icthp"}, "hp": {"hp", "icthp"}, "icthp": {"ict", "hp", "icthp"}}  # ICT-HP is ICT times HP
+RELATED = {"ict", "hp", "icthp"}  # trained on the same triplets from the same CLIP, and ICT-HP is ICT times HP
 SNAPSHOT = 8  # pictures
 
 
 def independent_names(reward: str, names: Iterable[str]) -> list[str]:
-    """Those of the scorers' names that share no part with the reward."""
-    parts = REWARD_PARTS.get(reward, {reward})
-    return [name for name in names if name not in parts]
+    """Those of the scorers' names that share neither part nor training data with the reward."""
+    related = RELATED if reward in RELATED else {reward}
+    return [name for name in names if name not in related]
 
 
 class Monitor:
     """The `validate` of `tune`: monitor(model, step) draws the same prompts from the same noise and measures the pictures.
 
-    scorer: the tuned reward. monitor_scorers {name: scorer}: those that share no part with it. clip_scorer: its image features measure
-    diversity. measure(pixels (n, 3, h, w) in [0, 1]) -> {name: (n,)}: what a detector reads. baseline (n, 3, h, w): the untuned
-    generator's pictures of the prompts. folder: takes the first eight pictures of each call. sample_kwargs: those of `generate`.
+    scorer: the tuned reward. scorers {name: scorer}: all that look on; independent: the names of those that share nothing with the reward
+    (`independent_names`). clip_scorer: its image features measure diversity. measure(pixels (n, 3, h, w) in [0, 1]) -> {name: (n,)}: what a
+    detector reads. baseline (n, 3, h, w): the untuned generator's pictures of the prompts. folder: takes the first eight pictures of each
+    call. sample_kwargs: those of `generate`.
 
-    Each call returns numbers: "held_out_reward", the mean reward; "other_NAME", how far the mean of a monitor scorer has moved from the
-    baseline's, in standard deviations of the baseline's scores; "val_loss", minus the mean of these; "diversity", the mean CLIP distance
-    between pictures of different prompts; "kb", the mean size of a JPEG file in kilobytes; and the means of `measure`.
-    ValueError for fewer than two prompts, and for a baseline of other prompts."""
+    Each call returns numbers: "held_out_reward", the mean reward; "score_NAME", the mean of each scorer; "other_NAME", how far that of an
+    independent one has moved from the baseline's, in standard deviations of the baseline's scores; "val_loss", minus the mean of these;
+    "diversity", the mean CLIP distance between pictures of different prompts; "kb", the mean size of a JPEG file in kilobytes; and the
+    means of `measure`. ValueError for fewer than two prompts, and for a baseline of other prompts."""
 
     def __init__(
-        self, pipe: DiffusionPipeline, prompts: list[str], scorer: Scorer, monitor_scorers: dict[str, Scorer], clip_scorer, *,
-        measure: Callable[[Tensor], dict[str, Tensor]], baseline: Tensor, folder, **sample_kwargs
+        self, pipe: DiffusionPipeline, prompts: list[str], scorer: Scorer, scorers: dict[str, Scorer], clip_scorer, *,
+        independent: Collection[str], measure: Callable[[Tensor], dict[str, Tensor]], baseline: Tensor, folder, **sample_kwargs
     ):  # fmt: skip
         if len(prompts) < 2:
             raise ValueError(f"diversity lies between the pictures of two prompts, and there are {len(prompts)}: raise eval_prompts")
         if len(baseline) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need as many pictures of the untuned generator, not {len(baseline)}")
         self.pipe, self.prompts = pipe, prompts
-        self.scorer, self.monitor_scorers, self.clip_scorer = scorer, monitor_scorers, clip_scorer
+        self.scorer, self.scorers, self.clip_scorer = scorer, scorers, clip_scorer
         self.measure = measure
-        self.baseline = {name: score_all(monitor, baseline, prompts) for name, monitor in monitor_scorers.items()}
+        self.baseline = {name: score_all(scorers[name], baseline, prompts) for name in independent}
         self.folder = Path(folder)
         self.sample_kwargs = sample_kwargs
 
@@ -56,7 +57,8 @@ class Monitor:
     def __call__(self, model: nn.Module, step: int) -> dict[str, float | Tensor]:
         pixels = generate(self.pipe, self.prompts, **self.sample_kwargs)
         self._save_snapshot(pixels, step)
-        shifts = self._shifts(pixels)
+        means = {name: score_all(scorer, pixels, self.prompts).mean() for name, scorer in self.scorers.items()}
+        shifts = {name: (means[name] - before.mean()) / before.std() for name, before in self.baseline.items()}
         features = self.clip_scorer.image_features(pixels.to(self.clip_scorer.device)).cpu()
         return {
             "val_loss": -np.mean(list(shifts.values())),
@@ -64,17 +66,9 @@ class Monitor:
             "held_out_reward": score_all(self.scorer, pixels, self.prompts).mean(),
             "kb": images.jpeg_bytes(pixels).mean() / 1000,
             **{name: values.mean() for name, values in self.measure(pixels).items()},
-            **shifts,
+            **{f"score_{name}": mean for name, mean in means.items()},
+            **{f"other_{name}": shift for name, shift in shifts.items()},
         }
-
-    def _shifts(self, pixels: Tensor) -> dict[str, float]:
-        """How far each monitor scorer's mean lies from the baseline's, in standard deviations of the baseline's scores."""
-        shifts = {}
-        for name, scorer in self.monitor_scorers.items():
-            before = self.baseline[name]
-            change = score_all(scorer, pixels, self.prompts) - before
-            shifts[f"other_{name}"] = (change.mean() / before.std()).item()
-        return shifts
 
     def _save_snapshot(self, pixels: Tensor, step: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
