@@ -3,6 +3,7 @@
 and the curves into study/tuning_curves.csv. `make study` runs everything, and goes on after a kill."""
 
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -11,17 +12,24 @@ import results
 import torch
 
 import icthp
-from icthp import evaluation, files, microworld, pipelines, run, tables, tuning
+from icthp import evaluation, files, images, microworld, pipelines, run, tables, tuning
 from icthp.evaluation import geneval
 
 RUNS = results.RUNS / "tuning"
-CURVES = ["held_out_reward", "val_loss", "kb", "micro_correct", "micro_richness", "diversity"]
+CURVES = ["held_out_reward", "val_loss", "kb", "micro_correct", "micro_richness", "micro_artefact", "micro_grid", "diversity", "score_clip",
+          "score_pickscore", "score_ict", "score_hp"]  # fmt: skip
+PICTURES = 4  # prompts whose pictures are kept, of each tuning's first seed
+TIMED_STEPS = 5
 
 
 def tune(row: str, seed: int, options: dict) -> None:
     """Notebook 05 with params.yaml's values but for these."""
     folder = RUNS / f"{row}-{seed}"
-    run.run("runs/src/05_draft_k.ipynb", "draft", folder / "notebook.ipynb", out=str(folder), seed=seed, **options)
+    run.run("runs/src/05_draft_k.ipynb", "draft", folder / "notebook.ipynb", out=str(folder), seed=seed, **of_seed(options, seed))
+
+
+def of_seed(options: dict, seed: int) -> dict:
+    return {name: value.format(seed=seed) if isinstance(value, str) else value for name, value in options.items()}
 
 
 def measure(row: str, seed: int, options: dict, params: dict) -> pd.DataFrame:
@@ -38,8 +46,41 @@ def measure(row: str, seed: int, options: dict, params: dict) -> pd.DataFrame:
     tasks = [task for task in geneval.read_metadata(prompts / "geneval.jsonl") for _ in range(own["geneval_images"])]
     texts = tables.read_lines(prompts / "test.txt")[: own["test_prompts"]]
     detector = microworld.load_detector(shared["detector"], scorers["clip"])
-    values, _ = evaluation.evaluate_generator(lambda texts, ids: draw(texts, ids=ids), texts, tasks, scorers, detector.measure)
+    values, pixels = evaluation.evaluate_generator(lambda texts, ids: draw(texts, ids=ids), texts, tasks, scorers, detector.measure)
+    scenes = microworld.parse(texts, torch.Generator().manual_seed(0))
+    qualities = microworld.read_qualities(detector, pixels, scenes)
+    values |= {"micro_alignment": pd.Series(qualities["alignment"].numpy(), texts),
+               "micro_utility": pd.Series(microworld.utility(qualities).numpy(), texts)}  # fmt: skip
+    if options:
+        values["step_seconds"] = pd.Series(seconds_of_steps(of_seed(options, seed), params))
     return pd.concat([results.rows_of(name, series.index, series.to_numpy()) for name, series in values.items()], ignore_index=True)
+
+
+def seconds_of_steps(options: dict, params: dict) -> list[float]:
+    """Seconds of some steps of this tuning, after one that warms up: what its kind of gradient costs."""
+    shared, own = params["shared"], params["draft"] | options
+    pipe = pipelines.load_pipeline(own["generator"])
+    tuning.add_lora(pipe, own["rank"], seed=0)
+    update = {"draft": partial(tuning.draft_step, k=own["k"], lv_samples=own["lv_samples"], anchor=own["anchor"], merge=True),
+              "dpo": partial(tuning.dpo_step, beta=own["dpo_beta"])}[own["method"]]  # fmt: skip
+    update = partial(update, steps=shared["sampler_steps"], size=shared["size"])
+    scorer = load_scorers(shared)[own["reward"]]
+    prompts = tables.read_lines(Path(shared["prompts"]) / "train.txt")[: own["batch"]]
+    seconds = []
+    tuning.tune(pipe, prompts, scorer.score, timed(update, seconds), batch=own["batch"], steps=1 + TIMED_STEPS, lr=own["lr"])
+    return seconds[1:]
+
+
+def timed(update, seconds: list):
+    """`update`, which also notes how long each call took."""
+
+    def step(*args, **kwargs):
+        start = time.perf_counter()
+        result = update(*args, **kwargs)
+        seconds.append(time.perf_counter() - start)
+        return result
+
+    return step
 
 
 def load_scorers(shared: dict) -> dict:
@@ -60,6 +101,16 @@ def curves(rows) -> pd.DataFrame:
     return grouped.agg(["mean", "min", "max", "count"]).reset_index()
 
 
+def pictures_of(row: str) -> pd.DataFrame:
+    """What the first seed's generator drew of a few prompts at every look: row, step, prompt, image (JPEG contents)."""
+    files_found = sorted(RUNS.glob(f"{row}-0/*/snapshots.parquet"))
+    if not files_found:
+        return pd.DataFrame()
+    looks = pd.read_parquet(files_found[0]).groupby("step").head(PICTURES)
+    pixels = images.stack(list(looks.image))
+    return looks.assign(row=row, image=[file["bytes"] for file in images.encode(pixels, "JPEG", quality=92)])
+
+
 def main(argv: list[str]) -> None:
     run.enter_project()
     rows = run.read_params("study/params.yaml")["tuning"]
@@ -68,6 +119,8 @@ def main(argv: list[str]) -> None:
         results.write(found.assign(estimand=results.ESTIMAND), "study/tuning.csv")
         if list(RUNS.glob("*/*/history.parquet")):
             results.write(curves([row for row, options in rows.items() if options]), "study/tuning_curves.csv")
+            pictures = pd.concat([pictures_of(row) for row, options in rows.items() if options], ignore_index=True)
+            files.atomic(Path("study/tuning_pictures.parquet"), pictures.to_parquet)
         return
     job, row, seed = argv[0], argv[1], int(argv[2])
     torch.manual_seed(seed)
