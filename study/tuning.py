@@ -37,7 +37,7 @@ def measure(row: str, seed: int, options: dict, params: dict) -> pd.DataFrame:
     is the untuned generator."""
     shared, own = params["shared"], params["evaluate"]
     scorers = load_scorers(shared)
-    pipe = pipelines.load_pipeline(own["generator"])
+    pipe = pipelines.load_pipeline(own["generator"], transformer=own["transformer"])
     if options:
         tuning.load_lora(pipe, RUNS / f"{row}-{seed}" / options["reward"])
     sample_kwargs = {"steps": shared["sampler_steps"], "size": shared["size"], "guidance": own["guidance"]}
@@ -59,7 +59,7 @@ def measure(row: str, seed: int, options: dict, params: dict) -> pd.DataFrame:
 def seconds_of_steps(options: dict, params: dict) -> list[float]:
     """Seconds of some steps of this tuning, after one that warms up: what its kind of gradient costs."""
     shared, own = params["shared"], params["draft"] | options
-    pipe = pipelines.load_pipeline(own["generator"])
+    pipe = pipelines.load_pipeline(own["generator"], transformer=own["transformer"])
     tuning.add_lora(pipe, own["rank"], seed=0)
     update = {"draft": partial(tuning.draft_step, k=own["k"], lv_samples=own["lv_samples"], anchor=own["anchor"], merge=True),
               "dpo": partial(tuning.dpo_step, beta=own["dpo_beta"])}[own["method"]]  # fmt: skip

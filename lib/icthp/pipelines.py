@@ -9,7 +9,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from accelerate.utils import extract_model_from_parallel
-from diffusers import DiffusionPipeline, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import AutoModel, DiffusionPipeline, SD3Transformer2DModel, StableDiffusion3Pipeline
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
@@ -121,19 +121,27 @@ def _write_sd3(pipe: StableDiffusion3Pipeline, folder: Path) -> None:
         config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"dtype": "float32"}, indent=2), encoding="utf-8")
 
 
-def load_pipeline(source: str, dtype=torch.float32, device="cpu", **kwargs) -> DiffusionPipeline:
-    """Any diffusers pipeline from a folder or the Hub. Stable Diffusion 3 without its T5 encoder gets `fold_empty_t5`: an ordinary call
-    draws the ordinary picture, one with max_sequence_length=t5_length(pipe) the same at a quarter of the work. FileNotFoundError for a
-    folder that is no pipeline's."""
+def load_pipeline(source: str, dtype=torch.float32, device="cpu", *, transformer: str = "", **kwargs) -> DiffusionPipeline:
+    """Any diffusers pipeline from a folder or the Hub; transformer: a folder with another one than its own. Stable Diffusion 3 without its
+    T5 encoder gets `fold_empty_t5`: an ordinary call draws the ordinary picture, one with max_sequence_length=t5_length(pipe) the same at a
+    quarter of the work. FileNotFoundError for a folder that is no pipeline's, or no transformer's."""
     index = Path(source) / "model_index.json"
     if Path(source).is_dir() and not index.exists():
         raise FileNotFoundError(f"{source} has no model_index.json: not a diffusers pipeline folder")
     if index.exists() and json.loads(index.read_text(encoding="utf-8")).get("text_encoder_3", [True])[0] is None:
         kwargs |= {"text_encoder_3": None, "tokenizer_3": None}
+    if transformer:
+        kwargs["transformer"] = _load_transformer(transformer, dtype)
     pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype, **kwargs).to(device)
     pipe.set_progress_bar_config(disable=True)
     lacks_t5 = isinstance(getattr(pipe, "transformer", None), SD3Transformer2DModel) and pipe.text_encoder_3 is None
     return fold_empty_t5(pipe) if lacks_t5 else pipe
+
+
+def _load_transformer(folder: str, dtype) -> nn.Module:
+    if not (Path(folder) / "config.json").exists():
+        raise FileNotFoundError(f"{folder} has no config.json: not the folder of a transformer (`dvc pull` for data/)")
+    return AutoModel.from_pretrained(folder, torch_dtype=dtype)
 
 
 def fold_empty_t5(pipe: StableDiffusion3Pipeline, length: int = 256) -> StableDiffusion3Pipeline:

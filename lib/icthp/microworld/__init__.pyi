@@ -15,6 +15,7 @@ from .grammar import parse as parse
 from .models import clip_config as clip_config
 from .models import new_clip as new_clip
 from .models import new_sd3 as new_sd3
+from .models import new_transformer as new_transformer
 from .models import new_vae as new_vae
 from .models import train_tokenizer as train_tokenizer
 from .refiner import CLASSES as CLASSES

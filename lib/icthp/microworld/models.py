@@ -58,17 +58,24 @@ def new_sd3(text_encoder, tokenizer, vae: AutoencoderKL, *, width=128, layers=4,
         vocab_size=first.vocab_size, hidden_size=text_width, intermediate_size=4 * text_width, projection_dim=text_width,
         num_hidden_layers=text_layers, num_attention_heads=text_width // 32, max_position_embeddings=first.max_position_embeddings,
         bos_token_id=first.bos_token_id, eos_token_id=first.eos_token_id, pad_token_id=first.pad_token_id))  # fmt: skip
-    transformer = SD3Transformer2DModel(
-        sample_size=latent_size, patch_size=2, in_channels=vae.config.latent_channels, out_channels=vae.config.latent_channels,
-        num_layers=layers, attention_head_dim=32, num_attention_heads=width // 32, joint_attention_dim=first.hidden_size + text_width,
-        caption_projection_dim=width, pooled_projection_dim=first.projection_dim + text_width, pos_embed_max_size=latent_size // 2,
-        qk_norm="rms_norm")  # fmt: skip
     nn.init.normal_(second.get_input_embeddings().weight, std=0.3)  # its default, 0.02, would drown beside a trained tower's vectors
-    _start_as_identity(transformer)
-    transformer.pos_embed.pos_embed.copy_(_positions(latent_size // 2, width))
+    transformer = new_transformer((text_encoder, second), vae, width=width, layers=layers, latent_size=latent_size)
     return StableDiffusion3Pipeline(
         transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae, text_encoder=text_encoder,
         tokenizer=tokenizer, text_encoder_2=second, tokenizer_2=tokenizer, text_encoder_3=None, tokenizer_3=None)  # fmt: skip
+
+
+def new_transformer(text_encoders, vae: AutoencoderKL, *, width: int, layers: int, latent_size: int = 16) -> SD3Transformer2DModel:
+    """A random transformer for the latents of `vae` and prompts of those two text encoders; width: a multiple of 32."""
+    channels = vae.config.latent_channels
+    transformer = SD3Transformer2DModel(
+        sample_size=latent_size, patch_size=2, in_channels=channels, out_channels=channels, num_layers=layers, attention_head_dim=32,
+        num_attention_heads=width // 32, joint_attention_dim=sum(encoder.config.hidden_size for encoder in text_encoders),
+        caption_projection_dim=width, pooled_projection_dim=sum(encoder.config.projection_dim for encoder in text_encoders),
+        pos_embed_max_size=latent_size // 2, qk_norm="rms_norm")  # fmt: skip
+    _start_as_identity(transformer)
+    transformer.pos_embed.pos_embed.copy_(_positions(latent_size // 2, width))
+    return transformer
 
 
 def _start_as_identity(transformer: SD3Transformer2DModel) -> None:
