@@ -93,3 +93,29 @@ def test_a_text_tower_keeps_its_activation(clip, tokenizer, prompts, sd3_folder)
     assert tower.config.hidden_act == "quick_gelu" and torch.allclose(tower(ids).text_embeds, quick.encode_text(ids), atol=1e-5)
     with pytest.raises(ValueError, match="activation quick_gelu, the pipeline's gelu"):
         pipelines.swap_text_tower(pipelines.load_pipeline(str(sd3_folder)), quick)
+
+
+@pytest.mark.parametrize("encoder, part", [("text_encoder", slice(0, 32)), ("text_encoder_2", slice(32, 64))])
+def test_a_silenced_encoder_says_zeros_and_the_other_what_it_said(sd3_folder, prompts, encoder, part):
+    pipe = pipelines.load_pipeline(str(sd3_folder))
+    embeds, pooled = sampling.encode(pipe, prompts)
+    silent, silent_pooled = sampling.encode(pipelines.silence(pipe, encoder), prompts)
+    is_silent = torch.zeros(64, dtype=torch.bool)
+    is_silent[part] = True
+    assert not silent[..., is_silent].any() and torch.equal(silent[..., ~is_silent], embeds[..., ~is_silent])
+    assert embeds[..., is_silent].any() and (silent_pooled == 0).any() and pooled.all()
+    with pytest.raises(ValueError, match="no text_encoder_3"):
+        pipelines.silence(pipe, "text_encoder_3")
+
+
+def test_another_transformer_in_a_pipeline(sd3_folder, prompts, tmp_path):
+    pipe = pipelines.load_pipeline(str(sd3_folder))
+    small = models.new_transformer((pipe.text_encoder, pipe.text_encoder_2), pipe.vae, width=32, layers=1, latent_size=8)
+    torch.nn.init.normal_(small.proj_out.weight, std=0.1)
+    small.save_pretrained(tmp_path / "transformer")
+    other = pipelines.load_pipeline(str(sd3_folder), transformer=str(tmp_path / "transformer"))
+    assert len(other.transformer.transformer_blocks) == 1 and pipelines.t5_length(other) == 1
+    assert torch.equal(other.transformer.proj_out.weight, small.proj_out.weight)
+    assert (sampling.generate(other, prompts, steps=2) - sampling.generate(pipe, prompts, steps=2)).abs().max() > 1e-3
+    with pytest.raises(FileNotFoundError, match="not the folder of a transformer"):
+        pipelines.load_pipeline(str(sd3_folder), transformer=str(tmp_path))

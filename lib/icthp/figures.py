@@ -17,7 +17,8 @@ COLOURS = dict(zip(("clip", "pickscore", "ict", "hp", "icthp", "base", "jpeg"), 
 COLOURS["ict_text"] = "0.45"
 MARKERS = dict(zip(COLOURS, "osD^vXP*"))  # so that lines stay apart in grey
 NAMES = {"clip": "CLIP", "pickscore": "PickScore", "ict": "ICT", "hp": "HP", "icthp": "ICT-HP", "base": "untuned", "jpeg": "JPEG",
-         "imagereward": "ImageReward", "random": "random", "ict_text": "ICT's text tower"}  # fmt: skip
+         "imagereward": "ImageReward", "random": "random", "ict_text": "ICT's text tower", "ict_text_alone": "ICT's tower alone",
+         "first_alone": "first encoder alone", "second_alone": "second encoder alone"}  # fmt: skip
 
 
 def label(name: str) -> str:

@@ -57,6 +57,25 @@ def swap_text_tower(pipe: DiffusionPipeline, clip: open_clip.CLIP) -> DiffusionP
     return pipe
 
 
+def silence(pipe: StableDiffusion3Pipeline, encoder: str) -> StableDiffusion3Pipeline:
+    """`pipe` with one text encoder, "text_encoder" or "text_encoder_2", that says zeros, as where Stable Diffusion 3 drops it in training;
+    in place. ValueError for a pipeline that has none of that name."""
+    module = getattr(pipe, encoder, None)
+    if module is None:
+        raise ValueError(f"this pipeline has no {encoder} to silence")
+    module.register_forward_hook(lambda module, given, output: _zeros_of(output))
+    return pipe
+
+
+def _zeros_of(output):
+    """The same structure of tensors, all zero."""
+    if isinstance(output, Tensor):
+        return torch.zeros_like(output)
+    if isinstance(output, dict):
+        return type(output)({name: _zeros_of(part) for name, part in output.items()})
+    return tuple(map(_zeros_of, output))
+
+
 def _activation(clip: open_clip.CLIP) -> str:
     return "quick_gelu" if isinstance(clip.transformer.resblocks[0].mlp.gelu, QuickGELU) else "gelu"
 
