@@ -106,9 +106,9 @@ def pictures_of(row: str) -> pd.DataFrame:
     files_found = sorted(RUNS.glob(f"{row}-0/*/snapshots.parquet"))
     if not files_found:
         return pd.DataFrame()
-    looks = pd.read_parquet(files_found[0]).groupby("step").head(PICTURES)
-    pixels = images.stack(list(looks.image))
-    return looks.assign(row=row, image=[file["bytes"] for file in images.encode(pixels, "JPEG", quality=92)])
+    snapshots = pd.read_parquet(files_found[0]).groupby("step").head(PICTURES)
+    pixels = images.stack(list(snapshots.image))
+    return snapshots.assign(row=row, image=[file["bytes"] for file in images.encode(pixels, "JPEG", quality=92)])
 
 
 def main(argv: list[str]) -> None:

@@ -3,8 +3,9 @@
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
-from icthp import losses, train
+from icthp import losses, objectives, train
 from icthp.data.triplets import Triplets
 from icthp.scorers import loading
 from icthp.scorers.clip import save_clip
@@ -29,7 +30,7 @@ def test_ict_learns_and_loads(triplets_folder, clip_folder, tmp_path, options):
 
 @pytest.mark.parametrize("options", [
     {}, {"objective": "preference"}, {"objective": "uncertain"}, {"head": "linear", "frozen_fraction": 1.0}, {"train_embeddings": True},
-    {"head": "released", "hinge_on": "logits", "text_lambda": 1.0, "activation": "softmax", "reduction": "sum"}])  # fmt: skip
+    {"corrupt_lambda": 1.0}, {"head": "released", "hinge_on": "logits", "text_lambda": 1.0, "activation": "softmax", "reduction": "sum"}])  # fmt: skip
 def test_hp_learns_and_loads(triplets_folder, clip_folder, tmp_path, options):
     source = f"local-dir:{clip_folder}"
     train.hp(out=tmp_path, triplets=triplets_folder, clip=source, ict=source, **SHORT | options)
@@ -56,6 +57,7 @@ def test_bad_options_are_named(triplets_folder, clip_folder, tmp_path):
         (train.ict, {"objective": "preference", "near_lambda": 1.0}, "near_lambda needs"),
         (train.ict, {"variant": "units", "theta": 1.0}, "takes no theta"),
         (train.hp, {"text_lambda": 1.0}, "text_lambda needs"),
+        (train.hp, {"corrupt_lambda": 1.0, "objective": "preference"}, "corrupt_lambda needs"),
         (train.ict, {"validation": 1.0}, "validation must lie"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -156,3 +158,17 @@ def test_about_the_share_asked_for_is_held_out(share):
     groups = torch.arange(300).repeat_interleave(2)
     held_out = train._held_out(groups, share)
     assert held_out.double().mean().item() == pytest.approx(share, abs=0.04) and torch.equal(held_out[::2], held_out[1::2])
+
+
+def test_a_corrupted_i3_is_a_loser(triplets_folder):
+    """The hinge between I3 and itself corrupted, by hand; a batch of the same rows is corrupted alike, and every picture of it."""
+    data = Triplets(triplets_folder, "train", 64)
+    model = nn.Linear(1, 1)
+    model.forward = lambda pixels: pixels.mean((1, 2, 3))[:, None]
+    rows = torch.arange(6)
+    plain, with_losers = (objectives.hp_loss(data, "margin", 0.3, "score", None, weight)(model, rows, None, False) for weight in (0, 0.5))
+    i3 = data.pixels(rows)[2]
+    corrupted = objectives._corrupted(i3, rows)
+    assert torch.equal(corrupted, objectives._corrupted(i3, rows)) and ((corrupted - i3).abs().amax((1, 2, 3)) > 0.02).all()
+    better, worse = (pixels.mean((1, 2, 3)).sigmoid() for pixels in (i3, corrupted))
+    assert with_losers.item() == pytest.approx((plain + 0.5 * (0.3 - (better - worse)).relu().mean()).item(), abs=1e-6)
