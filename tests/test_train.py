@@ -30,7 +30,8 @@ def test_ict_learns_and_loads(triplets_folder, clip_folder, tmp_path, options):
 
 @pytest.mark.parametrize("options", [
     {}, {"objective": "preference"}, {"objective": "uncertain"}, {"head": "linear", "frozen_fraction": 1.0}, {"train_embeddings": True},
-    {"corrupt_lambda": 1.0}, {"head": "released", "hinge_on": "logits", "text_lambda": 1.0, "activation": "softmax", "reduction": "sum"}])  # fmt: skip
+    {"corrupt_lambda": 1.0},
+    {"head": "released", "hinge_on": "logits", "text_lambda": 1.0, "activation": "softmax", "reduction": "sum"}])  # fmt: skip
 def test_hp_learns_and_loads(triplets_folder, clip_folder, tmp_path, options):
     source = f"local-dir:{clip_folder}"
     train.hp(out=tmp_path, triplets=triplets_folder, clip=source, ict=source, **SHORT | options)
@@ -88,7 +89,7 @@ def test_the_reward_learns_the_order(triplets_folder, clip_folder, tmp_path):
     data = Triplets(triplets_folder, "train", 64)
     accuracy = {}
     for lr in (0.0, 1e-3):
-        options = SHORT | {"steps": 60 if lr else 1, "batch": 12, "validation": 0.0, "lr": lr}
+        options = SHORT | {"steps": 120 if lr else 1, "batch": 12, "validation": 0.0, "lr": lr}
         train.hp(out=tmp_path / str(lr), triplets=triplets_folder, clip=f"local-dir:{clip_folder}", **options)
         values = torch.stack([loading.load("hp", str(tmp_path / str(lr))).score(p) for p in data.pixels(range(24))], 1)
         accuracy[lr] = (values[:, 2] > values[:, 1]).double().mean()
