@@ -58,8 +58,8 @@ def new_sd3(text_encoder, tokenizer, vae: AutoencoderKL, *, width=128, layers=4,
         vocab_size=first.vocab_size, hidden_size=text_width, intermediate_size=4 * text_width, projection_dim=text_width,
         num_hidden_layers=text_layers, num_attention_heads=text_width // 32, max_position_embeddings=first.max_position_embeddings,
         bos_token_id=first.bos_token_id, eos_token_id=first.eos_token_id, pad_token_id=first.pad_token_id))  # fmt: skip
-    nn.init.normal_(second.get_input_embeddings().weight, std=0.3)  # its default, 0.02, would drown beside a trained tower's vectors
     transformer = new_transformer((text_encoder, second), vae, width=width, layers=layers, latent_size=latent_size)
+    nn.init.normal_(second.get_input_embeddings().weight, std=0.3)  # its default, 0.02, would drown beside a trained tower's vectors
     return StableDiffusion3Pipeline(
         transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae, text_encoder=text_encoder,
         tokenizer=tokenizer, text_encoder_2=second, tokenizer_2=tokenizer, text_encoder_3=None, tokenizer_3=None)  # fmt: skip
