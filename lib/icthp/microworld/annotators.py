@@ -12,7 +12,7 @@ from icthp.microworld.scenes import Scenes
 from icthp.microworld.tasks import prompt_coverage
 
 UTILITY = {"alignment": 3.0, "richness": 1.0, "artefact": -1.5}  # documented taste of the simulated annotators
-BT_SCALE = 2.1  # Bradley-Terry: two annotators agree on about 70 to 75 % of pairs, as people do
+BT_SCALE = 2.4  # Bradley-Terry: two annotators agree on about 70 to 75 % of pairs, as people do
 
 
 def read_qualities(detector, pixels: Tensor, scenes: Scenes) -> dict[str, Tensor]:
