@@ -3,7 +3,6 @@
 and the curves into study/tuning_curves.csv. `make study` runs everything, and goes on after a kill."""
 
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import results
 import torch
 
 import icthp
-from icthp import evaluation, files, images, microworld, pipelines, run, tables, tuning
+from icthp import evaluation, files, images, microworld, pipelines, run, tables, timing, tuning
 from icthp.evaluation import geneval
 
 RUNS = results.RUNS / "tuning"
@@ -52,35 +51,24 @@ def measure(row: str, seed: int, options: dict, params: dict) -> pd.DataFrame:
     values |= {"micro_alignment": pd.Series(qualities["alignment"].numpy(), texts),
                "micro_utility": pd.Series(microworld.utility(qualities).numpy(), texts)}  # fmt: skip
     if options:
-        values["step_seconds"] = pd.Series(seconds_of_steps(of_seed(options, seed), params))
+        values["step_seconds"] = pd.Series(seconds_of_steps(options, params, scorers[options["reward"]]))
     return pd.concat([results.rows_of(name, series.index, series.to_numpy()) for name, series in values.items()], ignore_index=True)
 
 
-def seconds_of_steps(options: dict, params: dict) -> list[float]:
-    """Seconds of some steps of this tuning, after one that warms up: what its kind of gradient costs."""
+def seconds_of_steps(options: dict, params: dict, scorer) -> list[float]:
+    """Seconds of the processor that some steps of this tuning take: what its kind of gradient costs."""
     shared, own = params["shared"], params["draft"] | options
     pipe = pipelines.load_pipeline(own["generator"], transformer=own["transformer"])
     tuning.add_lora(pipe, own["rank"], seed=0)
     update = {"draft": partial(tuning.draft_step, k=own["k"], lv_samples=own["lv_samples"], anchor=own["anchor"], merge=True),
               "dpo": partial(tuning.dpo_step, beta=own["dpo_beta"])}[own["method"]]  # fmt: skip
-    update = partial(update, steps=shared["sampler_steps"], size=shared["size"])
-    scorer = load_scorers(shared)[own["reward"]]
     prompts = tables.read_lines(Path(shared["prompts"]) / "train.txt")[: own["batch"]]
-    seconds = []
-    tuning.tune(pipe, prompts, scorer.score, timed(update, seconds), batch=own["batch"], steps=1 + TIMED_STEPS, lr=own["lr"])
-    return seconds[1:]
-
-
-def timed(update, seconds: list):
-    """`update`, which also notes how long each call took."""
-
-    def step(*args, **kwargs):
-        start = time.perf_counter()
-        result = update(*args, **kwargs)
-        seconds.append(time.perf_counter() - start)
-        return result
-
-    return step
+    cond = tuning.encode(pipe, prompts)
+    reward = lambda pixels, rows: scorer.score(pixels, [prompts[i] for i in rows.tolist()])
+    step = partial(
+        update, pipe, *cond, reward, steps=shared["sampler_steps"], size=shared["size"], generator=torch.Generator().manual_seed(0)
+    )
+    return timing.benchmark({"step": step}, TIMED_STEPS)["step"]
 
 
 def load_scorers(shared: dict) -> dict:

@@ -43,12 +43,13 @@ def test_each_row_has_its_own_severity(pixels):
     assert changed.tolist() == [False, True, False, True]
 
 
-def test_blur_is_a_gaussian_of_its_deviation():
+@pytest.mark.parametrize("width", [64, 200])
+def test_blur_is_a_gaussian_of_its_deviation(width):
     """A line blurred by deviation s has the peak 1 / (s sqrt(2 pi))."""
-    line = torch.zeros(1, 3, 64, 64)
-    line[..., 32] = 1
+    line = torch.zeros(1, 3, 64, width)
+    line[..., width // 2] = 1
     blurred = corrupt(line, only(0, 1.0, 1), torch.Generator())
-    assert blurred[0, 0, 32, 32].item() == pytest.approx(1 / (0.04 * 64 * (2 * torch.pi) ** 0.5), rel=0.02)
+    assert blurred[0, 0, 32, width // 2].item() == pytest.approx(1 / (0.04 * width * (2 * torch.pi) ** 0.5), rel=0.02)
     assert blurred.sum().item() == pytest.approx(line.sum().item(), rel=1e-3)
 
 

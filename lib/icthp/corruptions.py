@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CORRUPTIONS = ("blur", "blocks", "noise", "grid", "mush")
+BLUR = 0.04  # largest deviation, in widths of the picture
 
 
 def sample_severities(n: int, generator: torch.Generator) -> Tensor:
@@ -24,7 +25,7 @@ def corrupt(pixels: Tensor, severity: Tensor, generator: torch.Generator) -> Ten
     blur, blocks, noise, grid, mush = severity.to(pixels.dtype)[..., None, None, None].unbind(1)
     n, _, height, width = pixels.shape
     pixels = _warp(pixels, mush, generator)
-    pixels = _blur(pixels, 0.04 * width * blur)
+    pixels = _blur(pixels, BLUR * width * blur)
     flat = torch.randn(n, 3, 8, 8, generator=generator)
     pixels = pixels + 0.1 * blocks * F.interpolate(flat, (height, width), mode="nearest")
     pixels = pixels + 0.25 * grid * _gratings(n, height, width, generator)
@@ -48,10 +49,11 @@ def _warp(pixels: Tensor, strength: Tensor, generator: torch.Generator) -> Tenso
 def _blur(pixels: Tensor, deviation: Tensor) -> Tensor:
     """Gaussian, of a deviation (b, 1, 1, 1) in pixels."""
     n, channels, height, width = pixels.shape
-    offset = torch.arange(-8, 9)
-    kernel = (-0.5 * (offset / deviation.clamp_min(1e-3)).square()).exp()  # (b, 1, 1, 17)
+    reach = math.ceil(3 * BLUR * width)  # three of the largest deviations
+    offset = torch.arange(-reach, reach + 1)
+    kernel = (-0.5 * (offset / deviation.clamp_min(1e-3)).square()).exp()  # (b, 1, 1, 2 reach + 1)
     kernel = (kernel / kernel.sum(-1, keepdim=True)).repeat_interleave(channels, 0)
-    rows = F.pad(pixels.reshape(1, -1, height, width), (8, 8, 8, 8), mode="replicate")
+    rows = F.pad(pixels.reshape(1, -1, height, width), [reach] * 4, mode="replicate")
     rows = F.conv2d(rows, kernel, groups=n * channels)
     return F.conv2d(rows, kernel.transpose(2, 3), groups=n * channels).reshape(n, channels, height, width)
 
