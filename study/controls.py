@@ -3,6 +3,7 @@
 everything, and goes on after a kill."""
 
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from results import RUNS
 import icthp
 from icthp import data, evaluation, files, images, microworld, run, scorers, train
 from icthp.data import audit
+from icthp.evaluation import human_votes
 
 
 class Statistics(scorers.Scorer):
@@ -61,6 +63,7 @@ def measured(scorer: scorers.Scorer, params: dict) -> pd.DataFrame:
     scenes = microworld.sample(params["evaluate"]["micro_scenes"], torch.Generator().manual_seed(params["shared"]["seed"]))
     with torch.no_grad():
         values["paradox_rate"] = range(len(scenes)), evaluation.paradox_rate(microworld.score_by_level(scorer.score, scenes))
+    values |= agrees(scorer, params)
     return pd.concat([results.rows_of(name, units, part.double().numpy()) for name, (units, part) in values.items()], ignore_index=True)
 
 
@@ -77,6 +80,19 @@ def notices(scorer: scorers.Scorer, test: data.Triplets, scores: torch.Tensor) -
         control_scores = evaluation.score_triplets(scorer, test, prompts=prompts)
         values[f"notices_{control}"] = easy[rows], evaluation.pairwise_accuracy(scores[:, 2], control_scores[:, 2])[rows]
     return values
+
+
+def agrees(scorer: scorers.Scorer, params: dict) -> dict:
+    """{measure: (prompts, values)}: does the scorer order two pictures of one prompt as a judge of alignment, or of quality, does? The
+    pictures are those of notebook 06."""
+    generator = torch.Generator().manual_seed(params["shared"]["seed"] + 3)
+    with tempfile.TemporaryDirectory() as folder:
+        voted = microworld.axis_votes(params["evaluate"]["micro_voted_scenes"], generator, folder)
+        pictures = voted[["image", "prompt"]].drop_duplicates()
+        scores = evaluation.score_all(scorer, images.stack(list(pictures.image), params["shared"]["size"]), list(pictures.prompt))
+    scored = voted.merge(pictures.assign(score=scores.numpy()))
+    found = {axis: human_votes.ordered_pairs(part) for axis, part in scored.groupby("axis", sort=False)}
+    return {f"agrees_{axis}": (prompts, torch.from_numpy(values)) for axis, (values, prompts) in found.items()}
 
 
 def main(argv: list[str]) -> None:

@@ -15,8 +15,8 @@ from icthp import evaluation, files, images, microworld, pipelines, run, tables,
 from icthp.evaluation import geneval
 
 RUNS = results.RUNS / "tuning"
-CURVES = ["held_out_reward", "val_loss", "kb", "micro_correct", "micro_richness", "micro_artefact", "micro_grid", "diversity", "score_clip",
-          "score_pickscore", "score_ict", "score_hp"]  # fmt: skip
+CURVES = ["held_out_reward", "val_loss", "kb", "micro_correct", "micro_utility", "micro_richness", "micro_artefact", "micro_grid",
+          "diversity", "score_clip", "score_pickscore", "score_ict", "score_hp"]  # fmt: skip
 PICTURES = 4  # prompts whose pictures are kept, of each tuning's first seed
 TIMED_STEPS = 5
 
@@ -48,8 +48,8 @@ def measure(row: str, seed: int, options: dict, params: dict) -> pd.DataFrame:
     values, pixels = evaluation.evaluate_generator(lambda texts, ids: draw(texts, ids=ids), texts, tasks, scorers, detector.measure)
     scenes = microworld.parse(texts, torch.Generator().manual_seed(0))
     qualities = microworld.read_qualities(detector, pixels, scenes)
-    values |= {"micro_alignment": pd.Series(qualities["alignment"].numpy(), texts),
-               "micro_utility": pd.Series(microworld.utility(qualities).numpy(), texts)}  # fmt: skip
+    judged = {"alignment": qualities["alignment"], "quality": microworld.quality(qualities), "utility": microworld.utility(qualities)}
+    values |= {f"micro_{name}": pd.Series(reading.numpy(), texts) for name, reading in judged.items()}
     if options:
         values["step_seconds"] = pd.Series(seconds_of_steps(options, params, scorers[options["reward"]]))
     return pd.concat([results.rows_of(name, series.index, series.to_numpy()) for name, series in values.items()], ignore_index=True)
@@ -103,7 +103,7 @@ def main(argv: list[str]) -> None:
     run.enter_project()
     rows = run.read_params("study/params.yaml")["tuning"]
     if argv == ["table"]:
-        found = results.summarise(results.collect("tuning", {"tuning": rows}), {"tuning": rows})
+        found = results.summarise(results.collect("tuning", {"tuning": rows}), {"tuning": rows}, "base")
         results.write(found.assign(estimand=results.ESTIMAND), "study/tuning.csv")
         if list(RUNS.glob("*/*/history.parquet")):
             results.write(curves([row for row, options in rows.items() if options]), "study/tuning_curves.csv")

@@ -60,12 +60,6 @@ def clone(tmp_path_factory):
 
 
 @needs_git
-def test_the_clone_is_small(clone):
-    size = sum(p.stat().st_size for p in (clone / ".git").rglob("*") if p.is_file())
-    assert size < 40e6
-
-
-@needs_git
 def test_the_pipeline_runs_to_the_end_after_a_kill_and_then_does_nothing(clone):
     """Killed in its first minute, started again, and once more when all is done."""
     first = subprocess.Popen(["dvc", "repro"], cwd=clone, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -82,7 +76,7 @@ def test_the_pipeline_runs_to_the_end_after_a_kill_and_then_does_nothing(clone):
 
     for suffix in ("png", "pdf"):
         assert len(list((clone / "figures").glob(f"*.{suffix}"))) == 16
-    assert len(list((clone / "figures").glob("*.tex"))) == len(list((clone / "figures").glob("*.md"))) == 5
+    assert len(list((clone / "figures").glob("*.tex"))) == len(list((clone / "figures").glob("*.md"))) == 6
     metrics = json.loads((clone / "runs/evaluate/metrics.json").read_text(encoding="utf-8"))
     assert {"clip_plain_i2_i1_acc", "icthp_geneval_mean", "micro_base_single_object_correct"} <= metrics.keys()
     assert {f"{OWN}_geneval_mean", f"{OWN}_jpeg_kb"} <= metrics.keys()

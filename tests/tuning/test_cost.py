@@ -34,7 +34,7 @@ def test_staging_takes_less_memory_and_no_more_time(tokenizer, scenes):
         draft.draft_step(pipe, embeds, pooled, reward, steps=4, generator=torch.Generator().manual_seed(0), decode_batch=1, **options)
 
     def whole(always):
-        x = torch.randn(4, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+        x = torch.randn(4, pipe.vae.config.latent_channels, 16, 16, generator=torch.Generator().manual_seed(0))
         pipe.scheduler.set_timesteps(4)
         for i, t in enumerate(pipe.scheduler.timesteps):
             with torch.set_grad_enabled(always or i == 3):

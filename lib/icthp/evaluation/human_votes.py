@@ -161,12 +161,17 @@ def agreement(table: pd.DataFrame, score: str = "score", resamples: int = 200, s
     return pd.DataFrame(rows)
 
 
+def ordered_pairs(votes: pd.DataFrame, score: str = "score") -> tuple[np.ndarray, np.ndarray]:
+    """For each pair of pictures of one prompt that people tell apart on one axis: does the column `score` order it as they do (1, 0.5 for a
+    tie, 0), and the prompt. A picture counts by the mean of its judgements."""
+    pictures = votes.groupby(["prompt", "image"], sort=False)[[score, "value"]].mean()
+    correct = {prompt: _correct_pairs(p.to_numpy(float)) for prompt, p in pictures.groupby(level="prompt", sort=False)}
+    return np.concatenate([*correct.values()]), np.repeat([*correct], [*map(len, correct.values())])
+
+
 def _pair_agreement(votes: pd.DataFrame, score: str, resamples: int, seed: int) -> dict[str, dict]:
     """Without an interval where fewer than two prompts have a pair that people tell apart."""
-    pictures = votes.groupby(["prompt", "image"], sort=False)[[score, "value"]].mean()  # several people may have judged one
-    correct = {prompt: _correct_pairs(p.to_numpy(float)) for prompt, p in pictures.groupby(level="prompt", sort=False)}
-    values = np.concatenate([*correct.values()])
-    prompts = np.repeat([*correct], [*map(len, correct.values())])
+    values, prompts = ordered_pairs(votes, score)
     groups = len(set(prompts))
     if groups >= 2:
         return {"pairs": bootstrap_ci(values, prompts, resamples=resamples, seed=seed)}

@@ -1,5 +1,6 @@
 from .annotators import BT_SCALE as BT_SCALE
 from .annotators import UTILITY as UTILITY
+from .annotators import quality as quality
 from .annotators import read_qualities as read_qualities
 from .annotators import utility as utility
 from .annotators import voted_pairs as voted_pairs

@@ -23,9 +23,14 @@ def read_qualities(detector, pixels: Tensor, scenes: Scenes) -> dict[str, Tensor
     return {"alignment": alignment, "richness": measured["micro_richness"], "artefact": measured["micro_artefact"]}
 
 
+def quality(qualities: dict[str, Tensor]) -> Tensor:
+    """(b,) what a picture is worth beside its alignment: richness - 1.5 artefact."""
+    return sum(UTILITY[name] * qualities[name] for name in ("richness", "artefact"))
+
+
 def utility(qualities: dict[str, Tensor]) -> Tensor:
     """(b,) documented utility of a picture: 3 alignment + richness - 1.5 artefact."""
-    return sum(weight * qualities[name] for name, weight in UTILITY.items())
+    return UTILITY["alignment"] * qualities["alignment"] + quality(qualities)
 
 
 def votes(utility_a: Tensor, utility_b: Tensor, generator: torch.Generator) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from icthp.corruptions import artefact, corrupt, sample_severities
 from icthp.images import encode
-from icthp.microworld.annotators import UTILITY
+from icthp.microworld.annotators import quality
 from icthp.microworld.grammar import captions
 from icthp.microworld.renderer import render
 from icthp.microworld.scenes import Scenes, held_out, sample
@@ -47,14 +47,9 @@ def _alignment(kind: Tensor, wrong: dict[str, Tensor]) -> Tensor:
 # ---- the table --------------------------------------------------------------------------------------------------
 
 
-def quality(truth: dict[str, Tensor]) -> Tensor:
-    """(b,) what the simulated annotators' utility says of a picture beside its alignment: richness - 1.5 artefact."""
-    return truth["richness"] + UTILITY["artefact"] * truth["artefact"]
-
-
 def axis_votes(count: int, generator: torch.Generator, folder, pictures: int = 4) -> pd.DataFrame:
     """A table of votes as `human_votes.read` gives it (prompt, image, axis, value): `pictures` of each of `count` held-out scenes, written
-    into `folder` as PNG. axis "alignment": the share of described attributes that the picture has right; "quality": see `quality`."""
+    into `folder` as PNG. axis "alignment": the share of the described attributes that is right; "quality": `annotators.quality`."""
     scenes = sample(count * 12, generator)
     scenes = scenes[held_out(scenes)][:count]
     scenes = scenes[torch.arange(len(scenes)).repeat_interleave(pictures)]
