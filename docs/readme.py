@@ -76,10 +76,11 @@ def seconds(ms: float) -> str:
     return f"{ms / 1000:.2f} s" if ms >= 2000 else f"{ms:.3g} ms"
 
 
-def render(runs="runs", models="models", study="study") -> str:
+def render(runs="runs", models="models", study="study", figures_folder="figures") -> str:
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader("docs"), undefined=jinja2.StrictUndefined, trim_blocks=True,
                                      lstrip_blocks=True, keep_trailing_newline=True)  # fmt: skip
-    rewards = params.read_params()["shared"]["rewards"]
+    values = params.read_params()
+    rewards = values["shared"]["rewards"]
     return environment.get_template("README.md.j2").render(
         label=figures.label,
         paradox=Results(f"{runs}/paradox/metrics.json"),
@@ -87,6 +88,8 @@ def render(runs="runs", models="models", study="study") -> str:
         audit=Results(f"{runs}/pick_high/metrics.json"),
         evaluate=Results(f"{runs}/evaluate/metrics.json"),
         tuned={name: Results(f"{models}/draft/{name}/metrics.json") for name in rewards},
+        claims=pd.read_csv(f"{figures_folder}/claims.csv", keep_default_na=False).to_dict("records"),
+        steps=values["draft"]["steps"],
         controls=Table(f"{study}/controls.csv"),
         tuning=Table(f"{study}/tuning.csv"),
         curve=Curves(f"{study}/tuning_curves.csv"),

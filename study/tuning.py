@@ -2,6 +2,7 @@
 `... measure ROW SEED` draws with it and measures, `... table` puts all into study/tuning_rows.parquet, study/tuning.csv
 and the curves into study/tuning_curves.csv. `make study` runs everything, and goes on after a kill."""
 
+import io
 import sys
 from functools import partial
 from pathlib import Path
@@ -48,8 +49,8 @@ def measure(row: str, seed: int, options: dict, params: dict) -> pd.DataFrame:
     values, pixels = evaluation.evaluate_generator(lambda texts, ids: draw(texts, ids=ids), texts, tasks, scorers, detector.measure)
     scenes = microworld.parse(texts, torch.Generator().manual_seed(0))
     qualities = microworld.read_qualities(detector, pixels, scenes)
-    judged = {"alignment": qualities["alignment"], "quality": microworld.quality(qualities), "utility": microworld.utility(qualities)}
-    values |= {f"micro_{name}": pd.Series(reading.numpy(), texts) for name, reading in judged.items()}
+    readings = {"alignment": qualities["alignment"], "quality": microworld.quality(qualities), "utility": microworld.utility(qualities)}
+    values |= {f"micro_{name}": pd.Series(reading.numpy(), texts) for name, reading in readings.items()}
     if options:
         values["step_seconds"] = pd.Series(seconds_of_steps(options, params, scorers[options["reward"]]))
     return pd.concat([results.rows_of(name, series.index, series.to_numpy()) for name, series in values.items()], ignore_index=True)
@@ -95,7 +96,7 @@ def pictures_of(row: str) -> pd.DataFrame:
     if not files_found:
         return pd.DataFrame()
     snapshots = pd.read_parquet(files_found[0]).groupby("step").head(PICTURES)
-    pixels = images.stack(list(snapshots.image))
+    pixels = images.stack([io.BytesIO(file["bytes"]) for file in snapshots.image])
     return snapshots.assign(row=row, image=[file["bytes"] for file in images.encode(pixels, "JPEG", quality=92)])
 
 

@@ -78,7 +78,7 @@ def test_the_pipeline_runs_to_the_end_after_a_kill_and_then_does_nothing(clone):
         assert len(list((clone / "figures").glob(f"*.{suffix}"))) == 16
     assert len(list((clone / "figures").glob("*.tex"))) == len(list((clone / "figures").glob("*.md"))) == 6
     metrics = json.loads((clone / "runs/evaluate/metrics.json").read_text(encoding="utf-8"))
-    assert {"clip_plain_i2_i1_acc", "icthp_geneval_mean", "micro_base_single_object_correct"} <= metrics.keys()
+    assert {"clip_plain_i2_i1_acc", "icthp_geneval_mean", "micro_base_pair_short_correct"} <= metrics.keys()
     assert {f"{OWN}_geneval_mean", f"{OWN}_jpeg_kb"} <= metrics.keys()
     assert "EdgeScorer" in (clone / "figures/tuned.md").read_text(encoding="utf-8")
     for reward in ("clip", "ict", "hp", "icthp", OWN):
