@@ -154,6 +154,8 @@ def test_a_picture_is_no_pair_with_itself():
     table = pd.DataFrame({"prompt": "p", "image": np.repeat(["a", "b", "c"], 3), "axis": "x", "value": [1, 2, 1, 2, 3, 2, 4, 3, 4]})
     table = pd.concat([table, table.assign(prompt="q")]).assign(score=lambda t: t.image.map({"a": 0.1, "b": 0.2, "c": 0.3}))
     assert human_votes.agreement(table).set_index("measure")["mean"].pairs == 1
+    correct, prompts = human_votes.ordered_pairs(table)
+    assert correct.tolist() == [1] * 6 and prompts.tolist() == ["p"] * 3 + ["q"] * 3
     with pytest.raises(ValueError, match="no picture has both"):
         human_votes.agreement(table.assign(score=np.nan))
 
