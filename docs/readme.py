@@ -49,6 +49,9 @@ class Table:
     def mean(self, *key: str, digits: int = 2) -> str:
         return f"{self.rows.loc[key, 'mean']:.{digits}f}"
 
+    def ratio(self, row: str, peer: str, measure: str, stage: str = "tuning") -> str:
+        return f"{self.rows.loc[(stage, row, measure), 'mean'] / self.rows.loc[(stage, peer, measure), 'mean']:.1f}"
+
 
 class Curves:
     """Means over seeds while tuning: curve("hp", "micro_correct", 80), after that many steps."""
@@ -72,6 +75,12 @@ class Benchmarks:
         return f"{seconds(ours)} | {label} | {seconds(theirs)} | {ratio:.1f}"
 
 
+def votes(file) -> list[dict]:
+    """A row a comparison: its readers' choices, "23, 24, 24"."""
+    rows = pd.read_csv(file).groupby(["comparison", "prompt", "rows"], sort=False).chosen
+    return rows.agg(lambda chosen: ", ".join(map(str, chosen))).reset_index().to_dict("records")
+
+
 def seconds(ms: float) -> str:
     return f"{ms / 1000:.2f} s" if ms >= 2000 else f"{ms:.3g} ms"
 
@@ -90,6 +99,7 @@ def render(runs="runs", models="models", study="study", figures_folder="figures"
         tuned={name: Results(f"{models}/draft/{name}/metrics.json") for name in rewards},
         claims=pd.read_csv(f"{figures_folder}/claims.csv", keep_default_na=False).to_dict("records"),
         steps=values["draft"]["steps"],
+        readers=votes(f"{study}/readers.csv"),
         controls=Table(f"{study}/controls.csv"),
         tuning=Table(f"{study}/tuning.csv"),
         curve=Curves(f"{study}/tuning_curves.csv"),

@@ -5,8 +5,11 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
 from ruamel.yaml import YAML
 
 from conftest import ROOT
@@ -154,3 +157,21 @@ def test_todays_tables_of_the_study_say_their_estimand():
     for name in ("controls", "tuning"):
         table = pd.read_csv(ROOT / f"study/{name}.csv")
         assert table.estimand.nunique() == 1 and table.estimand[0].startswith("mean over ")
+
+
+def test_a_sheet_hides_which_picture_is_which(tmp_path, monkeypatch):
+    """White pictures are asked about, black ones are the others: the key says where the white ones lie, on both sides."""
+    monkeypatch.syspath_prepend(ROOT / "study")
+    import readers
+
+    readers.sheets([f"prompt {i}" for i in range(8)], torch.ones(8, 3, 5, 7), torch.zeros(8, 3, 5, 7), tmp_path, seed=0)
+    key = json.loads((tmp_path / "key.json").read_text())
+    found = {}
+    for sheet in (1, 2):
+        picture = np.asarray(Image.open(tmp_path / f"{sheet}.png"))
+        step = readers.SIDE + readers.MARGIN
+        for line in range(picture.shape[0] // step):
+            side_a, side_b = (picture[line * step + step // 2, readers.MARGIN + place * step + readers.SIDE // 2, 0] for place in (0, 1))
+            assert {side_a, side_b} == {0, 255}
+            found[str(len(found) + 1)] = "A" if side_a == 255 else "B"
+    assert found == key and len(set(key.values())) == 2
