@@ -125,7 +125,7 @@ def test_one_version_everywhere(wheel):
     version = PROJECT["version"]
     assert wheel.name.startswith(f"icthp-{version}-")
     assert read("CITATION.cff")["version"] == version
-    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    newest = re.search(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
     assert Version(newest[1]) == Version(version)
 
 
