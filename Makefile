@@ -32,7 +32,7 @@ test: .venv/ready  ## style, units, the pipeline in a clone, then each notebook 
 	cd notebooks && pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:cacheprovider -q \
 		$(addsuffix .ipynb,$(STORY) $(APPENDIX))
 
-data: .venv/ready  ## rebuild data/ from nothing: about two hours on two cores
+data: .venv/ready  ## rebuild data/ from nothing: two hours and more on two cores
 	python -m icthp.run notebooks/A1_build_microworld.ipynb build_microworld
 	dvc add data && rm -rf .dvc/store/files && dvc push -q data.dvc  # the store holds today's data/ alone
 

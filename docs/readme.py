@@ -53,16 +53,6 @@ class Table:
         return f"{self.rows.loc[(stage, row, measure), 'mean'] / self.rows.loc[(stage, peer, measure), 'mean']:.1f}"
 
 
-class Curves:
-    """Means over seeds while tuning: curve("hp", "micro_correct", 80), after that many steps."""
-
-    def __init__(self, file):
-        self.rows = pd.read_csv(file).set_index(["row", "measure", "step"])["mean"]
-
-    def __call__(self, row: str, measure: str, step: int, digits: int = 2) -> str:
-        return f"{self.rows.loc[(row, measure, step - 1)]:.{digits}f}"
-
-
 class Benchmarks:
     """One machine's benchmarks: bench(what, size, peer) is "ours | the peer's label | its time | times faster"."""
 
@@ -102,7 +92,6 @@ def render(runs="runs", models="models", study="study", figures_folder="figures"
         readers=votes(f"{study}/readers.csv"),
         controls=Table(f"{study}/controls.csv"),
         tuning=Table(f"{study}/tuning.csv"),
-        curve=Curves(f"{study}/tuning_curves.csv"),
         bench=Benchmarks(f"{study}/benchmarks/Intel-R-Xeon-R-Processor.csv"),
     )
 

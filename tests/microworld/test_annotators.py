@@ -22,9 +22,7 @@ def test_annotators_agree_as_people_do():
 def test_votes_follow_the_documented_utility():
     g = torch.Generator().manual_seed(0)
     better, worse = torch.full((4000,), 1.0), torch.full((4000,), 0.5)
-    assert annotators.votes(better, worse, g).float().mean() == pytest.approx(
-        torch.tensor(annotators.BT_SCALE * 0.5).sigmoid().item(), abs=0.02
-    )
+    assert annotators.votes(better, worse, g).float().mean() == pytest.approx(torch.tensor(2.4 * 0.5).sigmoid().item(), abs=0.02)
     good = {"alignment": torch.ones(1), "richness": torch.ones(1), "artefact": torch.zeros(1)}
     spoilt = good | {"artefact": torch.ones(1)}
     assert annotators.utility(good).item() == 4 and annotators.utility(spoilt).item() == 2.5

@@ -159,7 +159,7 @@ def test_a_lora_file_that_is_cut_or_not_there_is_named(load_pipe, tmp_path):
 
 def test_a_pipeline_with_a_lora_inside_is_not_written(load_pipe, tmp_path):
     """Fused, as the refusal says, its folder draws the tuned pictures."""
-    pipe = trained(load_pipe())
+    pipe = trained(load_pipe(), std=0.3)
     want = draw(pipe)
     with pytest.raises(ValueError, match=r"fuse_lora\(\) and then pipe\.unload_lora_weights\(\)"):
         pipelines.save_sd3(pipe, tmp_path / "whole")
@@ -170,7 +170,7 @@ def test_a_pipeline_with_a_lora_inside_is_not_written(load_pipe, tmp_path):
     pipe.unload_lora_weights()
     compiled(pipe)
     pipelines.save_sd3(pipe, tmp_path / "whole")
-    assert apart(want, draw(load_pipe())) > 0.01 and apart(draw(pipelines.load_pipeline(str(tmp_path / "whole"))), want) < 1e-3  # float16
+    assert apart(want, draw(load_pipe())) > 0.02 and apart(draw(pipelines.load_pipeline(str(tmp_path / "whole"))), want) < 1e-3  # float16
 
 
 def test_loading_speaks_of_no_text_encoder(load_pipe, tmp_path, monkeypatch):
