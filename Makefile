@@ -28,7 +28,7 @@ test: .venv/ready  ## style, units, the pipeline in a clone, then each notebook 
 	dvc pull data.dvc
 	ruff check lib tests study docs notebooks
 	ruff format --check lib tests study docs
-	pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_pipeline.py tests  # the longest first
+	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_pipeline.py tests  # the longest first
 	cd notebooks && pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:cacheprovider -q \
 		$(addsuffix .ipynb,$(STORY) $(APPENDIX))
 

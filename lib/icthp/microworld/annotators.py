@@ -12,15 +12,14 @@ from icthp.microworld.scenes import Scenes
 from icthp.microworld.tasks import prompt_coverage
 
 UTILITY = {"alignment": 3.0, "richness": 1.0, "artefact": -1.5}  # documented taste of the simulated annotators
-BT_SCALE = 2.4  # Bradley-Terry: two annotators agree on about 70 to 75 % of pairs, as people do
+BT_SCALE = 2.4  # Bradley-Terry: two annotators agree on some 70 % of the pairs in data/, as people do
 
 
 def read_qualities(detector, pixels: Tensor, scenes: Scenes) -> dict[str, Tensor]:
     """What the annotators see in pixels (b, 3, h, w) of the scenes' short prompts, by the detector's eyes, (b,) in [0, 1] each: alignment,
-    the share of the prompt's units that are there; richness; artefact, how far the picture is corrupted."""
-    measured = detector.measure(pixels)
-    alignment = prompt_coverage(detector, pixels, scenes)
-    return {"alignment": alignment, "richness": measured["micro_richness"], "artefact": measured["micro_artefact"]}
+    the share of the prompt's units that are there; richness; artefact, how far the picture is corrupted, and its parts."""
+    measured = {name.removeprefix("micro_"): values for name, values in detector.measure(pixels).items()}
+    return {"alignment": prompt_coverage(detector, pixels, scenes)} | measured
 
 
 def quality(qualities: dict[str, Tensor]) -> Tensor:
