@@ -159,7 +159,8 @@ def _train(scorer: Scorer, model: nn.Module, batch_loss: BatchLoss, data: Triple
     def validate(model, _) -> float:
         total = 0.0
         for rows in batches.val_idx.split(batch):
-            total += batch_loss(model, rows, batches.groups(rows), False).item() * len(rows)
+            with trainer.autocast(device, options.get("precision", "no")):
+                total += batch_loss(model, rows, batches.groups(rows), False).item() * len(rows)
         return total / len(batches.val_idx)
 
     config = {name: str(value) for name, value in config.items()}

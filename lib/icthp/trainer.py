@@ -20,6 +20,11 @@ from icthp.isolation import isolated
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}  # accelerate's names of precision
 
 
+def autocast(device, precision: str) -> torch.autocast:
+    """A training's arithmetic of this precision on a device."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
+
+
 def learning_rate(step: int, *, steps: int, peak: float, warmup: int = 0, schedule: str = "cosine") -> float:
     """Linear warm-up to `peak`, then "cosine" or "linear" decay to 0 at `steps`, or "constant"."""
     if step < warmup:
@@ -96,8 +101,8 @@ def train(
     checkpoint: a path; the run saves every `save_every` steps. Started again it repeats step 0, finds the same loss and gradient norm, and
     resumes. ValueError refuses a checkpoint of other data, another model or another loss; also one of other hyperparameters, other first
     weights or another `config`, plain values that the caller adds: the message says what differs.
-    validate(model, step) -> a loss, or a dict of numbers with one called "val_loss", every `validate_every` steps and at the end. The
-    record holds them; the weights of the lowest val_loss lie beside the checkpoint, NAME.best.pt; restore_best: the model ends with those.
+    validate(model, step) -> a loss, or a dict of numbers with one called "val_loss", every `validate_every` steps and at the end, with the
+    model as it is used: outside of autocast, its outputs in its own type. The record holds them; the weights of the lowest val_loss lie beside the checkpoint, NAME.best.pt; restore_best: the model ends with those.
     FloatingPointError stops a run at a loss or gradient that is not finite, before the weights change; with prompt_ids(i) -> list it names
     the prompts of that batch.
     """
@@ -120,7 +125,7 @@ def train(
             run.update(step)
             bar.set_postfix(loss=f"{history[-1]['loss']:.4g}", refresh=False)
             if validate and _due(step, options.steps, validate_every):
-                with run.averaged():
+                with run.averaged(), _own_forward(model):
                     history[-1] |= _validate(validate, model, step)
                     if run.is_main and _is_best(history):
                         saved.save_best()
@@ -239,6 +244,21 @@ def _training_mode(model: nn.Module) -> None:
     for part in model.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and not any(p.requires_grad for p in part.parameters()):
             part.eval()
+
+
+@contextlib.contextmanager
+def _own_forward(model: nn.Module):
+    """Inside, the model's forward is its own again: accelerate's runs under autocast and gives float32, which what comes after a model of
+    16 bits may not take (a decoder, after a generator's transformer)."""
+    prepared = vars(model).get("forward")
+    if prepared is None or not hasattr(model, "_original_forward"):  # nothing was prepared: full precision
+        yield
+        return
+    model.forward = model._original_forward
+    try:
+        yield
+    finally:
+        model.forward = prepared
 
 
 # ---- what a step's record says ----------------------------------------------------------------------------------

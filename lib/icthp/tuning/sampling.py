@@ -8,11 +8,10 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from accelerate import PartialState
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from torch import Tensor
 
-from icthp import files, images
+from icthp import files, images, shards
 from icthp.pipelines import t5_length
 from icthp.tuning import identity
 
@@ -109,26 +108,28 @@ def generate_shards(
 
     Every `shard` rows become one file under `folder`, written whole or not at all; a later call with the same prompts, ids,
     pictures, options and all else that the pictures depend on (`identity_of_pipeline`) reads it instead, unless it was cut
-    short. Under `accelerate launch` or `torchrun` each process draws every n-th shard and all return the whole; shards are
-    cut alike whatever the number of processes, and so are the pictures. ValueError for ids that are not one a prompt."""
-    process = PartialState(cpu=pipe.device.type == "cpu")
+    short. Any number of processes that call this with the same arguments share the work (`shards.make_all`) and all return the whole; the
+    pictures are the same whoever draws them. ValueError for ids that are not one a prompt."""
     prompts = as_texts(prompts)
     if len(ids) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts need as many ids, not {len(ids)}")
+    parts = [slice(first, first + shard) for first in range(0, len(prompts), shard)]
+    numbers = list(map(int, ids))
     pipeline = identity.identity_of_pipeline(pipe)
-    shards = []
-    for k, first in enumerate(range(0, len(prompts), shard)):
-        part = slice(first, first + shard)
-        texts = prompts[part]
-        numbers = list(map(int, ids[part]))
-        pictures = start(part) if start else None
-        tokens = identity.identity_of_tokens(pipe, texts)
-        key = files.digest(pipeline, tokens, texts, numbers, identity.identity_of(options), identity.identity_of(pictures))
-        shards.append(Path(folder) / f"{k:05d}-{key}.parquet")
-        if k % process.num_processes == process.process_index and not _is_whole(shards[-1], len(texts)):
-            _write_shard(shards[-1], generate(pipe, texts, ids=numbers, start=pictures, **options))
-    process.wait_for_everyone()
-    return _rows(shards)
+
+    def key(part: slice) -> str:
+        pictures = identity.identity_of(start(part) if start else None)
+        tokens = identity.identity_of_tokens(pipe, prompts[part])
+        return files.digest(pipeline, tokens, prompts[part], numbers[part], identity.identity_of(options), pictures)
+
+    def draw(k: int) -> None:
+        part = parts[k]
+        edited = {"start": start(part)} if start else {}
+        _write_shard(places[k], generate(pipe, prompts[part], ids=numbers[part], **edited, **options))
+
+    places = [Path(folder) / f"{k:05d}-{key(part)}.parquet" for k, part in enumerate(parts)]
+    shards.make_all(places, draw, lambda k: _is_whole(places[k], len(prompts[parts[k]])), label="draw")
+    return _rows(places)
 
 
 def _write_shard(file: Path, pixels: Tensor) -> None:
@@ -144,8 +145,8 @@ def _is_whole(file: Path, rows: int) -> bool:
         return False
 
 
-def _rows(shards: list[Path]) -> Iterator[dict]:
-    for file in shards:
+def _rows(places: list[Path]) -> Iterator[dict]:
+    for file in places:
         for rows in pq.ParquetFile(file).iter_batches(64):
             for row in rows.to_pylist():
                 yield row["image"]
