@@ -5,7 +5,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from icthp import pipelines
-from icthp.tuning import sampling
+from icthp.tuning import encoding, sampling
 
 PROMPTS = ["a red circle", "two blue squares"]
 
@@ -42,13 +42,13 @@ def test_the_folds_work_is_what_it_was(load_pipe):
         lambda _, args, kwargs: lengths.append(kwargs["encoder_hidden_states"].shape[1]), with_kwargs=True
     )
     draw(pipe)
-    assert set(lengths) == {pipe.tokenizer_max_length + 1} and sampling.encode(pipe, PROMPTS)[0].shape[1] == pipe.tokenizer_max_length + 1
+    assert set(lengths) == {pipe.tokenizer_max_length + 1} and encoding.encode(pipe, PROMPTS)[0].shape[1] == pipe.tokenizer_max_length + 1
 
 
 @pytest.mark.parametrize("name", ["ip_hidden_states", "temb", "attention_mask"])
 def test_what_the_folded_attention_cannot_do_is_refused(load_pipe, name):
     pipe = load_pipe()
-    embeds, pooled = sampling.encode(pipe, PROMPTS)
+    embeds, pooled = encoding.encode(pipe, PROMPTS)
     run = lambda **options: pipe.transformer(torch.ones(2, 4, 8, 8), embeds, pooled, torch.ones(2), joint_attention_kwargs=options)
     run(scale=1.0)
     with pytest.raises(ValueError, match=f"takes no {name}"):

@@ -22,7 +22,7 @@ from icthp import images, kernels, pipelines, preprocessing, tables
 from icthp.data import audit, sources
 from icthp.evaluation import gallery, human_votes
 from icthp.scorers import loading, tokenizers
-from icthp.tuning import draft, lora, sampling, training
+from icthp.tuning import draft, encoding, lora, sampling, training
 
 PROMPTS = ["a red circle", "a blue square"]
 
@@ -238,7 +238,7 @@ def bright(pixels, rows):
 
 def step(pipe, **options):
     noise = [torch.Generator().manual_seed(k) for k in range(2)]
-    return draft.draft_step(pipe, *sampling.encode(pipe, PROMPTS), bright, steps=3, generator=noise, **options)
+    return draft.draft_step(pipe, *encoding.encode(pipe, PROMPTS), bright, steps=3, generator=noise, **options)
 
 
 def test_tuning_draws_by_the_pipelines_own_levels(pipe, tmp_path):

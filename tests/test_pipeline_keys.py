@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from icthp import images, pipelines, trainer
-from icthp.tuning import dpo, draft, identity, lora, sampling, training
+from icthp.tuning import dpo, draft, encoding, identity, lora, sampling, training
 
 TEXTS = ["a red circle", "two blue squares", "a green heart", "a star"]
 
@@ -111,13 +111,13 @@ def test_a_run_goes_on_with_its_own_prompts_alone(sd3_folder, tmp_path):
 def test_a_run_goes_on_with_its_own_negative_alone(sd3_folder, tmp_path):
     """It differs where the first step's numbers do not: behind the fourth decimal of the loss."""
     pipe = pipelines.load_pipeline(str(sd3_folder))
-    negative = sampling.encode(pipe, [""])
+    negative = encoding.encode(pipe, [""])
     update = lambda embeds: partial(draft.draft_step, steps=2, guidance=1.5, negative=embeds)
     with pytest.raises(Killed):
         tune(tmp_path, sd3_folder, TEXTS, update(negative), kill_at=3)
     with pytest.raises(ValueError, match="delete it to start again"):
         tune(tmp_path, sd3_folder, TEXTS, update((negative[0] * (1 + 1e-6), negative[1])))
-    assert len(tune(tmp_path, sd3_folder, TEXTS, update(sampling.encode(pipe, [""])))) == 4
+    assert len(tune(tmp_path, sd3_folder, TEXTS, update(encoding.encode(pipe, [""])))) == 4
 
 
 def scale(x, by=1):

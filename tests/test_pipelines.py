@@ -10,7 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from icthp import pipelines
 from icthp.microworld import models
-from icthp.tuning import sampling
+from icthp.tuning import encoding, sampling
 
 
 def test_text_tower_equals_open_clips(clip, tokenizer, prompts):
@@ -72,7 +72,7 @@ def test_a_new_transformer_tells_patches_and_words_apart(sd3_folder, prompts):
     distance = torch.cdist(code, code) + torch.eye(side**2) * 9
     assert distance.min() > 0.5 * code.norm(dim=1).mean()  # the class's own: 0.25 here, 0.1 on a side of 8
     assert torch.linalg.matrix_rank(code.float() - code.mean(0), rtol=1e-2) >= 2 * (side - 1)
-    embeds, _ = sampling.encode(pipe, prompts)
+    embeds, _ = encoding.encode(pipe, prompts)
     second = embeds[:, 1:-1, pipe.text_encoder.config.hidden_size :]
     assert second.std() > 0.5  # at 0.02 the words would be invisible beside the first tower's
 
@@ -98,8 +98,8 @@ def test_a_text_tower_keeps_its_activation(clip, tokenizer, prompts, sd3_folder)
 @pytest.mark.parametrize("encoder, part", [("text_encoder", slice(0, 32)), ("text_encoder_2", slice(32, 64))])
 def test_a_silenced_encoder_says_zeros_and_the_other_what_it_said(sd3_folder, prompts, encoder, part):
     pipe = pipelines.load_pipeline(str(sd3_folder))
-    embeds, pooled = sampling.encode(pipe, prompts)
-    silent, silent_pooled = sampling.encode(pipelines.silence(pipe, encoder), prompts)
+    embeds, pooled = encoding.encode(pipe, prompts)
+    silent, silent_pooled = encoding.encode(pipelines.silence(pipe, encoder), prompts)
     is_silent = torch.zeros(64, dtype=torch.bool)
     is_silent[part] = True
     assert not silent[..., is_silent].any() and torch.equal(silent[..., ~is_silent], embeds[..., ~is_silent])

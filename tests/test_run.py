@@ -315,3 +315,25 @@ def test_the_library_needs_no_notebook_tools(path):
         nodes = [n for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, (ast.Import, ast.ImportFrom))]
         named = {a.name for n in nodes for a in n.names} | {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
         assert not named & {"papermill", "nbformat", "ruamel.yaml", "icthp.run", "run", "icthp.params", "params", "dvc"}
+
+
+@pytest.mark.slow
+def test_a_worker_runs_the_shared_work_alone(project):
+    """Its cells up to the tagged one, without what torchrun says of a launch, on the GPU of its local rank; the whole notebook goes on."""
+    cell = lambda source, *tags: nbformat.v4.new_code_cell(source, metadata={"tags": list(tags)})
+    names = ("RANK", "MASTER_ADDR", "CUDA_VISIBLE_DEVICES")
+    record = f'import os\nopen(f"seen-{{os.getpid()}}", "w").write(repr([os.environ.get(n) for n in {names}]))'
+    cells = [cell(CELL, "parameters"), cell(record, "shared-work"), cell('open("end", "w").close()')]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), project / "n.ipynb")
+    launch = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "CUDA_VISIBLE_DEVICES": "4,6"}
+    command = [sys.executable, "-m", "icthp.run", "--work", "n.ipynb", "stage"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | launch)
+    assert done.returncode == 0, done.stderr
+    assert [file.read_text(encoding="utf-8") for file in project.glob("seen-*")] == ["[None, None, '6']"]
+    assert not (project / "end").exists() and not (project / "runs/notebooks/n.ipynb").exists()
+    assert run.main(["n.ipynb", "stage"]) == 0 and (project / "end").exists()
+
+
+def test_a_notebook_without_shared_work_takes_no_workers(project, capsys, monkeypatch):
+    assert run.main(["--work", "n.ipynb", "stage"]) == 1
+    assert "n.ipynb has no cell tagged `shared-work`: run it without --work" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """Work in files: workers share it, die and come back, and each file is made once."""
 
-import os
 import random
 import signal
 import subprocess
@@ -41,12 +40,10 @@ def test_four_workers_of_which_two_are_killed_make_each_file_once(tmp_path):
     """The survivors take over what the killed ones had begun; a worker that comes back finds the rest done."""
     count, log = 40, tmp_path / "log.txt"
     deaths = [random.randint(2, 5), random.randint(2, 5), 0, 0]
-    run = lambda rank, die_at: subprocess.Popen(
-        [sys.executable, "-c", WORKER, tmp_path / "out", log, str(count), str(die_at)], env=os.environ | {"RANK": str(rank), "WORLD_SIZE": "4"}
-    )
-    workers = [run(rank, die_at) for rank, die_at in enumerate(deaths)]
+    run = lambda die_at: subprocess.Popen([sys.executable, "-c", WORKER, tmp_path / "out", log, str(count), str(die_at)])
+    workers = [run(die_at) for die_at in deaths]
     assert [worker.wait(120) for worker in workers] == [-signal.SIGKILL, -signal.SIGKILL, 0, 0]
-    assert run(0, 0).wait(60) == 0
+    assert run(0).wait(60) == 0
     began, made = (Counter(line.split()[1] for line in log.read_text().splitlines() if line.startswith(word)) for word in ("began", "made"))
     assert made == {str(k): 1 for k in range(count)} and began.total() == count + 2, f"killed at {deaths}"
     contents = [(tmp_path / f"out/{k:03d}.txt").read_text() for k in range(count)]
@@ -81,14 +78,3 @@ def test_an_error_leaves_the_file_to_others(tmp_path):
         shards.make_all([tmp_path / "a"], fail, lambda k: (tmp_path / "a").exists())
     shards.make_all([tmp_path / "a"], lambda k: (tmp_path / "a").write_text(""), lambda k: (tmp_path / "a").exists())
     assert (tmp_path / "a").exists()
-
-
-def test_workers_begin_at_different_places(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    first = []
-    for rank in range(4):
-        monkeypatch.setenv("RANK", str(rank))
-        order = shards._own_first(10)
-        assert sorted(order) == list(range(10))
-        first.append(order[0])
-    assert first == [0, 2, 5, 7]

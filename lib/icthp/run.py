@@ -1,12 +1,15 @@
-"""The bridge between params.yaml and papermill: `python -m icthp.run NOTEBOOK [SECTION] [name=value ...]`.
+"""The bridge between params.yaml and papermill: `python -m icthp.run [--work] NOTEBOOK SECTION [name=value ...]`.
 
 Runs a notebook from the project's root with the parameters of its section, of the types that the defaults in the notebook's own cell of
-parameters have (see icthp.params).
+parameters have (see icthp.params). With --work, as one of several workers that share the notebook's long work, its cells up to the last
+one tagged `shared-work`, on a GPU of its own: `torchrun --nproc_per_node 8 -m icthp.run --work ...`, on as many machines as see the same
+files. What they have made the notebook itself then finds.
 """
 
 import ast
 import inspect
 import os
+import platform
 import re
 import sys
 import zlib
@@ -21,12 +24,15 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
+from icthp.files import save_text
 from icthp.params import KINDS, coerce, parse_arguments, read_params
 from icthp.project import project_root
 
 TRAINING = ("seed", "precision")  # what every training takes of them
 KERNEL = Config(KernelManager={"transport_encryption": "auto"})  # without it every kernel warns that others may listen
 HEADLINE = "headline"  # the tag of a cell whose output `main` prints
+SHARED_WORK = "shared-work"  # the tag of a cell in which several workers may help
+LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 SHARED = "shared"  # the section whose values a notebook takes when it declares them
 
 
@@ -145,12 +151,16 @@ def _default(keyword: inspect.Parameter, value):
     return value if value is not None else keyword.annotation() if keyword.annotation in KINDS else ""
 
 
-def run(notebook, section: str, output=None, /, **extra) -> Path:
+def run(notebook, section: str, output=None, /, is_worker: bool = False, **extra) -> Path:
     """Execute `notebook` with `section`; the executed copy goes to `output`, by default to runs/notebooks under a name made of the
-    notebook's and of extra's values."""
+    notebook's and of extra's values. is_worker: only its cells up to the last one tagged `shared-work`; ValueError where none is."""
     notebook = _inside(notebook)
     values = parameters(notebook, section, extra)
-    output = Path(output or f"runs/notebooks/{_clean('-'.join([notebook.stem, *map(str, extra.values())]))}.ipynb")
+    name = _clean("-".join([notebook.stem, *map(str, extra.values())]))
+    if is_worker:
+        name = f"{name}-worker-{_become_worker()}"
+        notebook = _shared_work(notebook, Path(f"runs/notebooks/{name}.source.ipynb"))
+    output = Path(output or f"runs/notebooks/{name}.ipynb")
     output.parent.mkdir(parents=True, exist_ok=True)
     source, target = (str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, output))  # papermill formats paths
     with _alone(output):
@@ -158,6 +168,27 @@ def run(notebook, section: str, output=None, /, **extra) -> Path:
             source, target, parameters=values, kernel_name="python3", language="python", cwd=str(Path.cwd()), autosave_cell_every=60,
             stderr_file=sys.stderr, config=KERNEL)  # fmt: skip
     return output
+
+
+def _shared_work(notebook: Path, target: Path) -> Path:
+    """The notebook's cells up to the last one tagged `shared-work`, in `target`."""
+    cells = nbformat.read(notebook, as_version=4)
+    tagged = [i for i, cell in enumerate(cells.cells) if SHARED_WORK in cell.metadata.get("tags", [])]
+    if not tagged:
+        raise ValueError(f"{notebook} has no cell tagged `{SHARED_WORK}`: run it without --work")
+    cells.cells = cells.cells[: tagged[-1] + 1]
+    return save_text(target, nbformat.writes(cells) + "\n")
+
+
+def _become_worker() -> str:
+    """A name for this worker. What torchrun says of a launch must not reach the notebook, whose workers share nothing but files; each
+    takes the GPU of its local rank."""
+    launch = {name: os.environ.pop(name) for name in LAUNCH if name in os.environ}
+    if "LOCAL_RANK" in launch:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        rank = int(launch["LOCAL_RANK"])
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[rank % len(visible)] if visible != [""] else str(rank)
+    return f"{launch.get('RANK', os.getpid())}-{platform.node()}"
 
 
 def headlines(executed) -> str:
@@ -191,6 +222,8 @@ def _clean(name: str) -> str:
 
 
 def main(argv: list[str]) -> int:
+    is_worker = argv[:1] == ["--work"]
+    argv = argv[is_worker:]
     if len(argv) < 2:
         print(__doc__)
         return 2
@@ -199,7 +232,7 @@ def main(argv: list[str]) -> int:
     notebook, section, *assignments = argv
     try:
         notebook = _inside(notebook)
-        executed = run(notebook, section, **parse_arguments(assignments, declared(notebook), notebook))
+        executed = run(notebook, section, is_worker=is_worker, **parse_arguments(assignments, declared(notebook), notebook))
         print(*filter(None, [f"{notebook} -> {executed}", headlines(executed)]), sep="\n")
     except PapermillExecutionError as error:
         print(f"{notebook}, cell {error.exec_count}: {error.ename}: {error.evalue}", file=sys.stderr)

@@ -1,7 +1,6 @@
 """Work in files, shared by any number of workers: processes of one launch or of several, on one machine or on many over a shared file
 system. Nothing but the files is common to them, so a worker may join, die or come back at any time."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ def make_all(files: Sequence[Path], make: Callable[[int], object], is_whole: Cal
 
     Each worker that calls this takes a file that is not whole and that no other holds, by a lock beside it, which the system frees when
     its holder dies: what a killed worker had begun another one makes. An error of `make` ends this worker alone."""
-    missing = [k for k in _own_first(len(files)) if not is_whole(k)]
+    missing = [k for k in range(len(files)) if not is_whole(k)]
     with tqdm(desc=label, total=len(files), initial=len(files) - len(missing), unit="file", mininterval=5, disable=not missing) as bar:
         while missing:
             held = [k for k in missing if not _make_unless_held(files[k], k, make, is_whole, bar)]
@@ -40,10 +39,3 @@ def _make_unless_held(file: Path, k: int, make, is_whole, bar: tqdm) -> bool:
         return False
     bar.update()
     return True
-
-
-def _own_first(count: int) -> list[int]:
-    """All numbers below `count`, beginning where this process of a launch has its share, so that workers seldom meet."""
-    rank, workers = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    first = count * rank // workers
-    return [*range(first, count), *range(first)]

@@ -102,7 +102,8 @@ def train(
     resumes. ValueError refuses a checkpoint of other data, another model or another loss; also one of other hyperparameters, other first
     weights or another `config`, plain values that the caller adds: the message says what differs.
     validate(model, step) -> a loss, or a dict of numbers with one called "val_loss", every `validate_every` steps and at the end, with the
-    model as it is used: outside of autocast, its outputs in its own type. The record holds them; the weights of the lowest val_loss lie beside the checkpoint, NAME.best.pt; restore_best: the model ends with those.
+    model as it is used, outside of autocast. The record holds them; the weights of the lowest val_loss lie beside the checkpoint,
+    NAME.best.pt; restore_best: the model ends with those.
     FloatingPointError stops a run at a loss or gradient that is not finite, before the weights change; with prompt_ids(i) -> list it names
     the prompts of that batch.
     """
@@ -250,10 +251,10 @@ def _training_mode(model: nn.Module) -> None:
 def _own_forward(model: nn.Module):
     """Inside, the model's forward is its own again: accelerate's runs under autocast and gives float32, which what comes after a model of
     16 bits may not take (a decoder, after a generator's transformer)."""
-    prepared = vars(model).get("forward")
-    if prepared is None or not hasattr(model, "_original_forward"):  # nothing was prepared: full precision
+    if not hasattr(model, "_original_forward"):  # nothing was prepared: full precision
         yield
         return
+    prepared = model.forward
     model.forward = model._original_forward
     try:
         yield

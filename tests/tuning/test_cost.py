@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from icthp import pipelines, timing
 from icthp.microworld import grammar, models
 from icthp.scorers.clip import ClipScorer
-from icthp.tuning import draft, flow, sampling
+from icthp.tuning import draft, encoding, flow
 from icthp.tuning.lora import LORA_TARGETS, add_lora, merged
 
 
@@ -28,7 +28,7 @@ def test_staging_takes_less_memory_and_no_more_time(tokenizer, scenes):
     add_lora(pipe, 8)
     scorer, text = ClipScorer(clip, None), torch.nn.functional.normalize(torch.randn(4, 128), dim=-1)
     reward = lambda pixels, rows: (scorer.image_features(pixels) * text[rows]).sum(-1)
-    embeds, pooled = sampling.encode(pipe, grammar.captions(scenes[:4]))
+    embeds, pooled = encoding.encode(pipe, grammar.captions(scenes[:4]))
 
     def staged(**options):
         draft.draft_step(pipe, embeds, pooled, reward, steps=4, generator=torch.Generator().manual_seed(0), decode_batch=1, **options)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from icthp import images, pipelines
 from icthp.microworld import grammar
-from icthp.tuning import draft, flow, sampling
+from icthp.tuning import draft, encoding, flow
 from icthp.tuning.lora import add_lora, without_lora
 
 STEPS = 3
@@ -194,7 +194,7 @@ def test_pillow_in_the_graph_fails_loudly(pipe, prompt):
 def test_a_bfloat16_pipeline_leaves_float32_gradients(sd3_folder, scenes):
     pipe = pipelines.load_pipeline(str(sd3_folder), torch.bfloat16)
     parameters = add_lora(pipe, rank=2)
-    embeds, pooled = sampling.encode(pipe, grammar.captions(scenes[:3]))
+    embeds, pooled = encoding.encode(pipe, grammar.captions(scenes[:3]))
     step = draft.draft_step(pipe, embeds, pooled, reward, steps=STEPS, generator=torch.Generator().manual_seed(0))
     assert embeds.dtype == torch.bfloat16 and step.pixels.dtype == torch.float32
     assert all(p.dtype == torch.float32 for p in parameters)

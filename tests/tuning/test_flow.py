@@ -5,7 +5,7 @@ import torch
 from test_draft import STEPS, gradient, reward
 
 from icthp.microworld import grammar
-from icthp.tuning import draft, flow, sampling
+from icthp.tuning import draft, encoding, flow, sampling
 
 
 def test_latents_and_decode_make_the_autoencoder(pipe):
@@ -25,7 +25,7 @@ def test_training_pictures_are_the_pipelines(pipe, prompt, scenes):
 
 
 def test_guidance_is_the_pipelines(pipe, scenes, prompt):
-    step, staged = gradient(pipe, prompt, guidance=3.0, negative=sampling.encode(pipe, [""]))
+    step, staged = gradient(pipe, prompt, guidance=3.0, negative=encoding.encode(pipe, [""]))
     noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     drawn = pipe(grammar.captions(scenes[:3]), latents=noise, num_inference_steps=STEPS, guidance_scale=3.0, output_type="pt",
                  max_sequence_length=1).images  # fmt: skip

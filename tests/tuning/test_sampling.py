@@ -15,7 +15,7 @@ from transformers import CLIPTextModel
 from icthp import images, pipelines
 from icthp.microworld import grammar, models, renderer
 from icthp.scorers.clip import load_clip
-from icthp.tuning import flow, sampling, training
+from icthp.tuning import encoding, flow, sampling, training
 
 DRAW = dict(steps=1, batch=2, seed=3)
 
@@ -55,13 +55,13 @@ def test_an_edit_keeps_more_of_the_picture_the_weaker_it_is(pipe, scenes, tmp_pa
 
 def test_a_text_in_place_of_a_list_is_refused(pipe, tmp_path):
     update = lambda *_, **__: None
-    for call in (lambda: sampling.generate(pipe, "a cat", steps=1), lambda: sampling.encode(pipe, "a cat"),
+    for call in (lambda: sampling.generate(pipe, "a cat", steps=1), lambda: encoding.encode(pipe, "a cat"),
                  lambda: sampling.generate_shards(pipe, "a cat", [0], tmp_path, steps=1),
                  lambda: training.tune(pipe, "a cat", None, update, batch=1, steps=1, lr=1.0)):  # fmt: skip
         with pytest.raises(ValueError, match=r"a list of texts, not one text: \['a cat'\]"):
             call()
     with pytest.raises(ValueError, match="no prompt"):
-        sampling.encode(pipe, [])
+        encoding.encode(pipe, [])
 
 
 def test_no_prompts_are_no_pictures(pipe):

@@ -2,7 +2,7 @@
 
 `draft` backpropagates the reward through the last steps of the sampler, `dpo` asks it for an order only; `flow` has the sampler's steps,
 `rewards` what pictures are worth, `training` runs either in the training loop, `monitor` measures held-out prompts meanwhile. `lora` adds,
-saves and loads the LoRA, `sampling` encodes prompts and draws pictures, `identity` tells runs and files of pictures apart."""
+saves and loads the LoRA, `encoding` encodes prompts, `sampling` draws pictures, `identity` tells runs and files of pictures apart."""
 
 import lazy_loader
 

@@ -1,6 +1,8 @@
 from .dpo import dpo_loss as dpo_loss
 from .dpo import dpo_step as dpo_step
 from .draft import draft_step as draft_step
+from .encoding import encode as encode
+from .encoding import encode_ahead as encode_ahead
 from .flow import decode as decode
 from .flow import latents as latents
 from .lora import LORA_TARGETS as LORA_TARGETS
@@ -12,7 +14,6 @@ from .lora import without_lora as without_lora
 from .monitor import Monitor as Monitor
 from .monitor import independent_names as independent_names
 from .rewards import RewardStep as RewardStep
-from .sampling import encode as encode
 from .sampling import generate as generate
 from .sampling import generate_shards as generate_shards
 from .training import tune as tune

@@ -12,9 +12,10 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from icthp import files
+from icthp.tuning.encoding import encoded
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft")
-DRAWING = ("tuning.sampling", "tuning.lora", "pipelines")  # the modules of this project between a prompt and its picture
+DRAWING = ("tuning.sampling", "tuning.encoding", "tuning.lora", "pipelines")  # the modules of this project between a prompt and its picture
 
 
 def identity_of(value):
@@ -75,6 +76,8 @@ def identity_of_pipeline(pipe: DiffusionPipeline) -> dict:
     identity = {"pipeline": type(pipe).__name__, "config": _config(pipe), "device": pipe.device.type}
     if torch.is_autocast_enabled(pipe.device.type):
         identity["autocast"] = str(torch.get_autocast_dtype(pipe.device.type))
+    if ahead := encoded(pipe):
+        identity["encoded"] = identity_of([ahead.embeds, ahead.pooled])
     return identity | {"parts": parts, "versions": versions, "code": files.code(*DRAWING)}
 
 

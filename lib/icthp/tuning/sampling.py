@@ -1,4 +1,4 @@
-"""Prompts encoded and pictures drawn, a batch at a time or in files that a killed run goes on with."""
+"""Pictures drawn, a batch at a time or in files that a killed run goes on with."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -14,29 +14,7 @@ from torch import Tensor
 from icthp import files, images, shards
 from icthp.pipelines import t5_length
 from icthp.tuning import identity
-
-
-def encode(pipe: StableDiffusion3Pipeline, prompts: list[str], batch: int = 256) -> tuple[Tensor, Tensor]:
-    """Prompt embeddings (b, n, d) and pooled (b, p), without a graph. ValueError for no prompt, and for one text in place of a list."""
-    prompts = as_texts(prompts)
-    if not prompts:
-        raise ValueError("there is no prompt to encode")
-    parts = [_encode(pipe, prompts[i : i + batch]) for i in range(0, len(prompts), batch)]
-    embeds, pooled = map(torch.cat, zip(*parts))
-    return embeds, pooled
-
-
-@torch.no_grad()
-def _encode(pipe: StableDiffusion3Pipeline, prompts: list[str]) -> tuple[Tensor, Tensor]:
-    options = {"do_classifier_free_guidance": False, "max_sequence_length": t5_length(pipe)}
-    embeds, _, pooled, _ = pipe.encode_prompt(prompts, prompts, prompts, **options)
-    return embeds, pooled
-
-
-def as_texts(prompts) -> list[str]:
-    if isinstance(prompts, str):
-        raise ValueError(f"prompts must be a list of texts, not one text: [{prompts!r}]")
-    return list(prompts)
+from icthp.tuning.encoding import as_texts, prompt_arguments
 
 
 def _editing(pipe: DiffusionPipeline) -> DiffusionPipeline:
@@ -88,7 +66,7 @@ def generate(
         part = slice(i, i + batch)
         edit = {} if start is None else {"image": start[part], "strength": strength}
         noise = [torch.Generator().manual_seed(seed + int(k)) for k in ids[part]]
-        pixels.append(draw(prompts[part], generator=noise, **options, **edit).images.float().cpu())
+        pixels.append(draw(**prompt_arguments(pipe, prompts[part], guidance), generator=noise, **options, **edit).images.float().cpu())
     return torch.cat(pixels)
 
 

@@ -12,9 +12,9 @@ from icthp import files
 from icthp.images import jpeg_bytes
 from icthp.trainer import batch_indices, train
 from icthp.tuning import identity
+from icthp.tuning.encoding import EncodedPrompts, as_texts, encoded
 from icthp.tuning.lora import has_adapter, train_adapter, unwrap
 from icthp.tuning.rewards import RewardStep
-from icthp.tuning.sampling import as_texts, encode
 
 
 def tune(
@@ -45,7 +45,7 @@ def tune(
     if has_adapter(transformer):
         train_adapter(transformer)
     shard = slice(state.process_index, None, state.num_processes)
-    prompt_embeds, pooled = encode(pipe, prompts)
+    conditions = encoded(pipe) or EncodedPrompts(pipe, prompts)
 
     def loss_fn(_, step: int) -> tuple[Tensor, dict]:
         rows = batch_indices(step, n=len(prompts), size=batch, seed=seed)[shard]
@@ -54,7 +54,8 @@ def tune(
         def batch_reward(pixels: Tensor, places: Tensor) -> Tensor:
             return reward(pixels, [prompts[rows[i]] for i in places.tolist()])
 
-        rewards, pixels, valid = update(pipe, prompt_embeds[rows], pooled[rows], batch_reward, generator=noise)
+        prompt_embeds, pooled = conditions.of([prompts[row] for row in rows], transformer.device)
+        rewards, pixels, valid = update(pipe, prompt_embeds, pooled, batch_reward, generator=noise)
         mean = rewards[valid].mean()
         return -mean, {"reward": mean, "dropped": (~valid).sum(), "jpeg_kb": jpeg_bytes(pixels[valid]).mean() / 1000}
 
