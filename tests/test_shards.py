@@ -55,14 +55,14 @@ def test_a_worker_waits_for_what_another_one_holds(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "WAIT", 0.01)
     from filelock import FileLock
 
-    held = FileLock(tmp_path / ".a.lock")
-    held.acquire()
+    lock = FileLock(tmp_path / ".a.lock")
+    lock.acquire()
     looks = []
 
     def is_whole(k):
         looks.append(k)
         if len(looks) == 4:
-            held.release()
+            lock.release()
         return (tmp_path / "a").exists()
 
     began = time.monotonic()

@@ -19,11 +19,11 @@ def make_all(files: Sequence[Path], make: Callable[[int], object], is_whole: Cal
     missing = [k for k in range(len(files)) if not is_whole(k)]
     with tqdm(desc=label, total=len(files), initial=len(files) - len(missing), unit="file", mininterval=5, disable=not missing) as bar:
         while missing:
-            held = [k for k in missing if not _make_unless_held(files[k], k, make, is_whole, bar)]
-            if held:
+            busy = [k for k in missing if not _make_unless_held(files[k], k, make, is_whole, bar)]
+            if busy:
                 time.sleep(WAIT)
-            missing = [k for k in held if not is_whole(k)]
-            bar.update(len(held) - len(missing))
+            missing = [k for k in busy if not is_whole(k)]
+            bar.update(len(busy) - len(missing))
 
 
 def _make_unless_held(file: Path, k: int, make, is_whole, bar: tqdm) -> bool:

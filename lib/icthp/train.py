@@ -24,6 +24,7 @@ from icthp.files import atomic, atomic_folder, code, digest, fingerprint
 from icthp.freezing import freeze, image_layers, text_layers
 from icthp.isolation import isolated
 from icthp.objectives import BatchLoss
+from icthp.precision import autocast
 from icthp.scorers.base import Scorer
 from icthp.scorers.clip import ClipScorer
 from icthp.scorers.hp import HpScorer, make_head
@@ -159,7 +160,7 @@ def _train(scorer: Scorer, model: nn.Module, batch_loss: BatchLoss, data: Triple
     def validate(model, _) -> float:
         total = 0.0
         for rows in batches.val_idx.split(batch):
-            with trainer.autocast(device, options.get("precision", "no")):
+            with autocast(device, options.get("precision", "no")):
                 total += batch_loss(model, rows, batches.groups(rows), False).item() * len(rows)
         return total / len(batches.val_idx)
 

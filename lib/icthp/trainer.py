@@ -16,13 +16,7 @@ from tqdm.auto import tqdm
 from icthp import optimizers
 from icthp.checkpointing import Checkpoint
 from icthp.isolation import isolated
-
-DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}  # accelerate's names of precision
-
-
-def autocast(device, precision: str) -> torch.autocast:
-    """A training's arithmetic of this precision on a device."""
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
+from icthp.precision import DTYPES, own_forward
 
 
 def learning_rate(step: int, *, steps: int, peak: float, warmup: int = 0, schedule: str = "cosine") -> float:
@@ -126,7 +120,7 @@ def train(
             run.update(step)
             bar.set_postfix(loss=f"{history[-1]['loss']:.4g}", refresh=False)
             if validate and _due(step, options.steps, validate_every):
-                with run.averaged(), _own_forward(model):
+                with run.averaged(), own_forward(model):
                     history[-1] |= _validate(validate, model, step)
                     if run.is_main and _is_best(history):
                         saved.save_best()
@@ -245,21 +239,6 @@ def _training_mode(model: nn.Module) -> None:
     for part in model.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and not any(p.requires_grad for p in part.parameters()):
             part.eval()
-
-
-@contextlib.contextmanager
-def _own_forward(model: nn.Module):
-    """Inside, the model's forward is its own again: accelerate's runs under autocast and gives float32, which what comes after a model of
-    16 bits may not take (a decoder, after a generator's transformer)."""
-    if not hasattr(model, "_original_forward"):  # nothing was prepared: full precision
-        yield
-        return
-    prepared = model.forward
-    model.forward = model._original_forward
-    try:
-        yield
-    finally:
-        model.forward = prepared
 
 
 # ---- what a step's record says ----------------------------------------------------------------------------------
