@@ -46,7 +46,8 @@ def measure(row: str, seed: int, options: dict, params: dict) -> pd.DataFrame:
     tasks = [task for task in geneval.read_metadata(prompts / "geneval.jsonl") for _ in range(own["geneval_images"])]
     texts = tables.read_lines(prompts / "test.txt")[: own["test_prompts"]]
     detector = microworld.load_detector(shared["detector"], scorers["clip"])
-    values, pixels = evaluation.evaluate_generator(lambda texts, ids: draw(texts, ids=ids), texts, tasks, scorers, detector.measure)
+    pictures = (pixels for part in evaluation.pictures_wanted(texts, tasks).parts(64) for pixels in draw(part.prompts, ids=part.ids))
+    values, pixels = evaluation.evaluate_generator(pictures, texts, tasks, scorers, detector.measure, shown=len(texts))
     scenes = microworld.parse(texts, torch.Generator().manual_seed(0))
     qualities = microworld.read_qualities(detector, pixels, scenes)
     readings = {"alignment": qualities["alignment"], "quality": microworld.quality(qualities), "utility": microworld.utility(qualities)}

@@ -337,3 +337,22 @@ def test_a_worker_runs_the_shared_work_alone(project):
 def test_a_notebook_without_shared_work_takes_no_workers(project, capsys, monkeypatch):
     assert run.main(["--work", "n.ipynb", "stage"]) == 1
     assert "n.ipynb has no cell tagged `shared-work`: run it without --work" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_without_the_microworld_its_cells_are_not_run(project):
+    """They stand in the executed copy with a word why; their prose goes."""
+    params = PARAMS | {"shared": PARAMS["shared"] | {"micro": False}}
+    (project / "params.yaml").write_text(yaml.dump(params, sort_keys=False).replace("1.0e-05", "1e-5"), encoding="utf-8")
+    code = lambda source, *tags: nbformat.v4.new_code_cell(source, metadata={"tags": list(tags)})
+    prose = lambda source, *tags: nbformat.v4.new_markdown_cell(source, metadata={"tags": list(tags)})
+    cells = [code(CELL, "parameters"), prose("of all worlds"), prose("of shapes", "micro"), code("raise RuntimeError", "micro"),
+             code('open("end", "w").close()')]  # fmt: skip
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), project / "n.ipynb")
+    assert run.main(["n.ipynb", "stage"]) == 0 and (project / "end").exists()
+    executed = nbformat.read(project / "runs/notebooks/n.ipynb", 4)
+    sources = [cell.source for cell in executed.cells]
+    assert "of all worlds" in sources and "of shapes" not in sources
+    assert [s for s in sources if "RuntimeError" in s] == [
+        "# Not run at this scale: it needs the microworld, whose truth is known.\nraise RuntimeError"
+    ]

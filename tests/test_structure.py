@@ -20,7 +20,8 @@ LIB = ROOT / "lib/icthp"
 
 # From low to high: a module imports from the rows above its own, and a package also from itself. Nothing imports the microworld.
 LAYERS = """
-imports  params  project  timing  losses  information  preprocessing  isolation  freezing  optimizers  corruptions  shards  precision
+imports  params  project  timing  losses  information  preprocessing  isolation  freezing  optimizers  corruptions
+shards  precision  threads
 files
 tables  run  places  figures  checkpointing  scorers.states
 trainer  pipelines  kernels  strip

@@ -12,7 +12,8 @@ tuning          DRaFT-K, DPO, LoRA, sampling; pipelines loads and saves diffuser
 evaluation      statistics, metrics, GenEval, human votes, the gallery
 microworld      the world of the micro scale: scenes whose information is known exactly, and their base models
 images          pictures from and into files; preprocessing brings them to the size that a model reads, corruptions spoil them
-tables, files   tables of pictures and prompts; files that are written whole or not at all; shards are files that many workers make
+tables, files   tables of pictures and prompts; files that are written whole or not at all; shards are files that many workers
+                make, threads do the same to many rows
 run, params     notebooks as stages of the pipeline, and their parameters; project finds the project's root
 strip           what a stage depends on: the code that it reaches, by imports, and what its parameters name, by places
 figures         figures in one style; timing measures how long a function takes

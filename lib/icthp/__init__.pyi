@@ -19,3 +19,4 @@ from . import train as train
 from . import trainer as trainer
 from . import tuning as tuning
 from .scorers.loading import load as load
+from .scorers.loading import load_all as load_all

@@ -32,6 +32,7 @@ TRAINING = ("seed", "precision")  # what every training takes of them
 KERNEL = Config(KernelManager={"transport_encryption": "auto"})  # without it every kernel warns that others may listen
 HEADLINE = "headline"  # the tag of a cell whose output `main` prints
 SHARED_WORK = "shared-work"  # the tag of a cell in which several workers may help
+MICRO = "micro"  # the tag of a cell that needs the microworld, and the shared parameter that says whether it is there
 LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 SHARED = "shared"  # the section whose values a notebook takes when it declares them
 
@@ -157,27 +158,50 @@ def run(notebook, section: str, output=None, /, is_worker: bool = False, **extra
     notebook = _inside(notebook)
     values = parameters(notebook, section, extra)
     name = _clean("-".join([notebook.stem, *map(str, extra.values())]))
-    if is_worker:
-        name = f"{name}-worker-{_become_worker()}"
-        notebook = _shared_work(notebook, Path(f"runs/notebooks/{name}.source.ipynb"))
+    name = f"{name}-worker-{_become_worker()}" if is_worker else name
     output = Path(output or f"runs/notebooks/{name}.ipynb")
     output.parent.mkdir(parents=True, exist_ok=True)
-    source, target = (str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, output))  # papermill formats paths
     with _alone(output):
+        prepared = _prepared(notebook, output.with_suffix(".source.ipynb"), is_worker)
+        source, target = (str(path).replace("{", "{{").replace("}", "}}") for path in (prepared, output))  # papermill formats paths
         papermill.execute_notebook(
             source, target, parameters=values, kernel_name="python3", language="python", cwd=str(Path.cwd()), autosave_cell_every=60,
             stderr_file=sys.stderr, config=KERNEL)  # fmt: skip
     return output
 
 
-def _shared_work(notebook: Path, target: Path) -> Path:
-    """The notebook's cells up to the last one tagged `shared-work`, in `target`."""
+def _prepared(notebook: Path, copy: Path, is_worker: bool) -> Path:
+    """The notebook, or a copy of it without what is not to run."""
+    has_microworld = read_params()[SHARED].get(MICRO, True)
+    if has_microworld and not is_worker:
+        return notebook
     cells = nbformat.read(notebook, as_version=4)
-    tagged = [i for i, cell in enumerate(cells.cells) if SHARED_WORK in cell.metadata.get("tags", [])]
+    if is_worker:
+        _keep_shared_work(cells, notebook)
+    if not has_microworld:
+        _leave_out_micro(cells)
+    return save_text(copy, nbformat.writes(cells) + "\n")
+
+
+def _tags(cell) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def _keep_shared_work(cells: nbformat.NotebookNode, notebook: Path) -> None:
+    """Its cells up to the last one tagged `shared-work`."""
+    tagged = [i for i, cell in enumerate(cells.cells) if SHARED_WORK in _tags(cell)]
     if not tagged:
         raise ValueError(f"{notebook} has no cell tagged `{SHARED_WORK}`: run it without --work")
     cells.cells = cells.cells[: tagged[-1] + 1]
-    return save_text(target, nbformat.writes(cells) + "\n")
+
+
+def _leave_out_micro(cells: nbformat.NotebookNode) -> None:
+    """The code of cells that need the microworld stands in the executed copy, and is not run; their prose goes."""
+    cells.cells = [cell for cell in cells.cells if not (cell.cell_type == "markdown" and MICRO in _tags(cell))]
+    for cell in cells.cells:
+        if MICRO in _tags(cell):
+            cell.source = f"# Not run at this scale: it needs the microworld, whose truth is known.\n{cell.source}"
+            cell.metadata["tags"] = [*_tags(cell), "skip-execution"]  # nbclient's own
 
 
 def _become_worker() -> str:

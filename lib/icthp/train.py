@@ -147,8 +147,7 @@ def _train(scorer: Scorer, model: nn.Module, batch_loss: BatchLoss, data: Triple
     if batch % state.num_processes:
         raise ValueError(f"batch must be a multiple of the {state.num_processes} processes, not {batch}")
     if cache:
-        with state.main_process_first():
-            data.cache(_store(out))
+        data.cache(_store(out))
     batches = _Batches(data, *_split(data, validation), batch, seed, device)
 
     def loss_fn(model, i: int):

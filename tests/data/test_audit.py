@@ -83,3 +83,31 @@ def test_the_audit_names_a_picture_that_it_cannot_read(scenes):
     for read in (audit.cues, audit.same_encoding, lambda content: audit.match_pair(good[0], content, 64, ("colour",))):
         with pytest.raises(ValueError, match="cannot be read"):
             read(bad[3])
+
+
+def test_a_wide_picture_is_cropped_as_clip_crops_it():
+    """Not squashed: the middle square, to within JPEG's rounding."""
+    wide = torch.zeros(1, 3, 64, 128)
+    wide[..., 32:96] = torch.linspace(0, 1, 64)
+    content = images.encode(wide)[0]["bytes"]
+    square = images.to_pixels(io.BytesIO(audit.same_encoding(content, 64)))
+    assert (square - wide[0, :, :, 32:96]).abs().max() < 0.05
+    matched = images.to_pixels(io.BytesIO(audit.match_pair(content, content, 64, ("colour",))[0]))
+    assert (matched - wide[0, :, :, 32:96]).abs().max() < 0.01
+
+
+def test_large_pictures_are_reduced_and_their_files_still_seen():
+    """A side bounds what pixels cost; format, size and bytes are those of the file."""
+    content = images.encode(torch.rand(1, 3, 96, 144), "JPEG", quality=75)[0]["bytes"]
+    whole, bounded = audit.cues(content), audit.cues(content, 48)
+    for cue in ("format", "size", "bytes"):
+        assert np.array_equal(whole[cue], bounded[cue])
+    small = audit.reduced(content, 48)
+    assert images.to_image(io.BytesIO(small)).size == (48, 32) and audit.reduced(small, 48) is small
+    assert all(np.allclose(bounded[cue], audit.cues(small)[cue]) for cue in ("colour", "edges", "spectrum"))
+
+
+def test_cues_that_were_measured_before_are_as_good_as_files(scenes):
+    worse, better = files(scenes[:20], 0.1, "PNG"), files(scenes[:20], 0.9, "PNG")
+    direct, measured = audit.predict_better(worse, better), audit.predict_better(audit.all_cues(worse), audit.all_cues(better))
+    assert all(np.array_equal(direct[cue], measured[cue]) for cue in direct)

@@ -27,8 +27,9 @@ class Painter:
         colour = (scenes.latents["colour_a"] + 3) % 8
         return scenes.replace(colour_a=colour, colour_b=colour) if self.is_wrong else scenes
 
-    def draw(self, prompts, ids):
-        return renderer.render(self.scenes(prompts).at(0.2 * (ids[0] // 10_000)))
+    def draw(self, prompts, tasks):
+        wanted = generator.pictures_wanted(prompts, tasks)
+        return renderer.render(self.scenes(wanted.prompts).at(0.2 * (torch.tensor(wanted.ids) // 10_000)))
 
     def measure(self, pixels, tasks=None):
         measured = {"micro_richness": torch.zeros(len(pixels))}
@@ -46,7 +47,7 @@ def tasks():
 def test_each_measure_is_of_what_is_drawn(scorers, tasks):
     prompts = [task["prompt"] for task in tasks[:5]]
     painter = Painter(is_wrong=False)
-    values, pixels = generator.evaluate_generator(painter.draw, prompts, tasks * 2, scorers, painter.measure)
+    values, pixels = generator.evaluate_generator(painter.draw(prompts, tasks * 2), prompts, tasks * 2, scorers, painter.measure)
     assert pixels.shape == (5, 3, 64, 64) and values["geneval_mean"].mean() == pytest.approx(1) and len(values["geneval_mean"]) == 24
     assert {"jpeg_kb", "micro_richness", "score_clip", "diversity", "sharpness"} <= values.keys()
     assert list(values["jpeg_kb"].index) == prompts
@@ -56,7 +57,7 @@ def test_each_measure_is_of_what_is_drawn(scorers, tasks):
 def test_wrong_colours_fail_the_tasks_that_ask_for_colours(scorers, tasks):
     prompts = [task["prompt"] for task in tasks[:5]]
     painter = Painter(is_wrong=True)
-    measure = lambda chosen: generator.evaluate_generator(painter.draw, prompts, chosen, scorers, painter.measure)[0]
+    measure = lambda chosen: generator.evaluate_generator(painter.draw(prompts, chosen), prompts, chosen, scorers, painter.measure)[0]
     means = {name: v.mean() for name, v in measure(tasks[:5]).items() if name.startswith("geneval")}
     assert means == pytest.approx({"geneval_single_object": 1, "geneval_two_object": 1, "geneval_counting": 1, "geneval_mean": 1})
     values = measure(tasks[:3] + tasks[6:7])
@@ -66,16 +67,21 @@ def test_wrong_colours_fail_the_tasks_that_ask_for_colours(scorers, tasks):
     assert values["geneval_mean"].mean() == pytest.approx(2 / 3)  # whatever the number of pictures of a task
 
 
-def test_every_picture_has_a_noise_of_its_own(scorers):
-    """More tasks than are drawn at once, and the two pictures of each prompt: no noise comes twice."""
-    drawn = []
+def test_every_picture_has_a_noise_of_its_own_and_few_are_in_memory(scorers):
+    tasks = [{"tag": "colors", "prompt": "x", "include": []}] * 600
+    wanted = generator.pictures_wanted(["a", "b"], tasks)
+    assert len(wanted.ids) == 604 == len(set(wanted.ids)) and wanted.prompts == ["x"] * 600 + ["a", "b"] * 2
+    sizes = []
 
-    def draw(prompts, ids):
-        drawn.append(list(ids))
-        return torch.zeros(len(prompts), 3, 8, 8)
+    def measure(pixels, tasks):
+        sizes.append(len(pixels))
+        return {"correct": [True] * len(tasks)} if tasks else {}
 
-    measure = lambda pixels, tasks: {"correct": [True] * len(tasks)} if tasks else {}
-    task = {"tag": "colors", "prompt": "x", "include": []}
-    generator.evaluate_generator(draw, ["a", "b"], [task] * 600, scorers, measure)
-    ids = [i for part in drawn for i in part]
-    assert len(ids) == 604 == len(set(ids)) and max(map(len, drawn)) == 256
+    pictures = (torch.zeros(3, 8, 8) for _ in wanted.ids)
+    _, shown = generator.evaluate_generator(pictures, ["a", "b"], tasks, scorers, measure, batch=50, shown=1)
+    assert sizes == [50] * 12 + [2] and len(shown) == 1
+
+
+def test_without_clip_there_is_no_diversity():
+    with pytest.raises(ValueError, match="add clip to the scorers jpeg"):
+        generator.evaluate_generator([], ["a"], [], {"jpeg": None}, None)

@@ -51,6 +51,25 @@ def test_a_folder_of_a_killed_training_is_named(name, tmp_path):
         loading.load(name, f"local-dir:{tmp_path}" if name == "ict" else str(tmp_path))
 
 
+def test_scorers_of_one_source_share_their_weights(clip_folder, tmp_path):
+    """ICT-HP is made of the ict and hp beside it; each scorer keeps its own name and gives what it gives alone."""
+    clip = loading.load("clip", f"local-dir:{clip_folder}")
+    HpScorer(clip, make_head(16), {"width": 16}).save_pretrained(tmp_path / "hp")
+    sources = {"clip": f"local-dir:{clip_folder}", "ict": f"local-dir:{clip_folder}", "hp": str(tmp_path / "hp"),
+               "icthp": f"{clip_folder},{tmp_path / 'hp'}"}  # fmt: skip
+    loaded = loading.load_all(sources)
+    assert [scorer.name for scorer in loaded.values()] == list(sources)
+    assert (
+        loaded["icthp"].ict.model is loaded["ict"].model is loaded["clip"].model
+        and loaded["icthp"].hp.clip.model is loaded["hp"].clip.model
+    )
+    pixels, prompts = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), ["a red circle", "two stars"]
+    for name, source in sources.items():
+        assert torch.equal(loaded[name].score(pixels, prompts), loading.load(name, source).score(pixels, prompts))
+    half = loading.load_all(sources, dtype=torch.bfloat16)
+    assert {p.dtype for scorer in half.values() for p in scorer.parameters()} == {torch.bfloat16}
+
+
 def test_load_does_not_unpickle(clip_folder, tmp_path):
     """The file would create another one as soon as anybody unpickled it."""
     bad, trace = tmp_path / "head.pth", tmp_path / "it_ran"

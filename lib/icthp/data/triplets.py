@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from numbers import Real
 from pathlib import Path
@@ -20,13 +20,14 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from icthp import losses
+from icthp import losses, threads
 from icthp.data.pairs import PAIRS
 from icthp.data.parquet import as_files, check_columns, of_split, read, shards
 from icthp.data.prompts import prompt_groups
 from icthp.files import atomic, atomic_folder, code, digest, save_text
 from icthp.images import decode_error, stack
 from icthp.preprocessing import Preprocessing, from_side
+from icthp.shards import make_all
 
 _TEXTS = ("refined_prompt", "near_miss", "source_3", "split")
 _NUMBERS = ("E1", "E2", "R1", "R2", "clip_1", "clip_2", "text_sim", "units_1", "units_2", "units_3")
@@ -144,6 +145,17 @@ def write_dataset_card(folder, rows: dict[str, int], **facts) -> None:
 # ---- reading ----------------------------------------------------------------------------------------------------
 
 
+CHUNK = 2048  # rows of a file of decoded pictures: 0.9 GB of pictures of 224 x 224 pixels
+
+
+def _is_whole(file: Path) -> bool:
+    try:
+        np.load(file, mmap_mode="r")
+    except (OSError, ValueError, EOFError):  # there is none, or it is cut
+        return False
+    return True
+
+
 class Triplets:
     """One split of a folder of triplets, decoded a batch at a time. `texts[kind]` ("easy", "refined", "near") and `column(name)` are whole
     columns; `rows`, the table with its pictures, is read when it is first asked for. Equal ids in `groups` (n,): the same prompt, as CLIP's
@@ -156,7 +168,7 @@ class Triplets:
         self.split = split
         self.preprocessing = from_side(size).for_cache
         self.change = None  # file contents -> file contents, before they are decoded
-        self._cached = None  # the decoded pictures, (n, 3, 3, height, width) uint8
+        self._cached = None  # the decoded pictures, (rows, 3, 3, height, width) uint8 for each CHUNK rows
         without_pictures = datasets.Features({name: f for name, f in TRIPLETS.items() if not isinstance(f, datasets.Image)})
         self._columns = read(self.files, without_pictures, needed=("easy_prompt", "refined_prompt"))
         names = {"easy": "easy_prompt", "refined": "refined_prompt", "near": "near_miss"}
@@ -231,48 +243,43 @@ class Triplets:
     # ---- pictures -----------------------------------------------------------------------------------------------
 
     def cache(self, folder) -> "Triplets":
-        """From now on `pixels` reads a file of bytes in `folder`, (n, 3, 3, height, width), which is made here if these pictures, this
-        preprocessing and this code have none: each picture is decoded and resized once, and rounded to 1/255. What another data set or
-        older code of this split left in `folder` goes then; a run that reads it keeps it until it ends. Returns the triplets themselves;
-        ValueError for pictures that `read_as` changes first."""
+        """From now on `pixels` reads files of bytes in `folder`, (rows, 3, 3, height, width) for each CHUNK rows, which are made here if
+        these pictures, this preprocessing and this code have none: each picture is decoded and resized once, and rounded to 1/255. Any
+        number of processes that call this share the work (`shards.make_all`). What another data set or older code of this split left in
+        `folder` goes then; a run that reads it keeps it until it ends. Returns the triplets themselves; ValueError for pictures that
+        `read_as` changes first."""
         if self.change:
             raise ValueError("pictures that were changed first are not kept: they would be taken for the data's own")
         version = digest(code("data.triplets"), PIL.__version__, torch.__version__)
-        file = Path(folder) / f"{self.split}-{self.fingerprint}-{digest(list(self.preprocessing))}-{version}.npy"
-        try:
-            self._cached = np.load(file, mmap_mode="r")
-        except (OSError, ValueError, EOFError):  # there is none, or it is cut
-            atomic(file, self._decode_all)
-            self._remove_older(file)
+        name = f"{self.split}-{self.fingerprint}-{digest(list(self.preprocessing))}-{version}"
+        files = [Path(folder) / f"{name}-{k:05d}.npy" for k in range(math.ceil(len(self) / CHUNK))]
+        make_all(files, lambda k: atomic(files[k], partial(self._decode_chunk, k)), lambda k: _is_whole(files[k]), "decode")
+        self._cached = [np.load(file, mmap_mode="r") for file in files]  # these very files, whatever becomes of their names
+        self._remove_older(files[0])
         return self
 
     def _remove_older(self, file: Path) -> None:
-        split, data, _, version = file.stem.rsplit("-", 3)
+        split, data, _, version, _ = file.stem.rsplit("-", 4)
         for old in file.parent.glob("*.npy"):
-            name = old.stem.rsplit("-", 3)
-            if len(name) == 4 and name[0] == split and (name[1], name[3]) != (data, version):
+            name = old.stem.rsplit("-", 4)
+            if len(name) == 5 and name[0] == split and (name[1], name[3]) != (data, version):
                 with suppress(OSError):  # another run was faster
                     old.unlink()
 
-    def _decode_all(self, file: Path) -> None:
-        self._cached = None
-        store = np.lib.format.open_memmap(file, "w+", np.uint8, (len(self), 3, 3, *self.preprocessing.size))
-        for start in range(0, len(self), 256):
-            rows = range(start, min(start + 256, len(self)))
-            store[rows.start : rows.stop] = self.pixels(rows).movedim(1, 0).mul(255).round().byte().numpy()
-        store.flush()
-        self._cached = np.load(file, mmap_mode="r")  # this very file, whatever becomes of its name
+    def _decode_chunk(self, k: int, file: Path) -> None:
+        rows = range(k * CHUNK, min((k + 1) * CHUNK, len(self)))
+        parts = [self.pixels(part).movedim(1, 0).mul(255).round().byte() for part in torch.tensor(rows).split(256)]
+        np.save(file, torch.cat(parts).numpy())
 
     def pixels(self, rows) -> Tensor:
         """Pictures I1, I2, I3 of m rows (numbers): (3, m, 3, height, width) in [0, 1]; ValueError names one that cannot be read."""
         rows = [int(r) for r in rows]
         if self._cached is not None:
-            return torch.from_numpy(self._cached[rows]).movedim(0, 1).float() / 255
+            found = np.stack([self._cached[row // CHUNK][row % CHUNK] for row in rows])
+            return torch.from_numpy(found).movedim(0, 1).float() / 255
         part = self._contents[rows]
-        images = []
-        for name in ("image_1", "image_2", "image_3"):
-            images.append(torch.stack([self._decode(name, row, file["bytes"]) for row, file in zip(rows, part[name])]))
-        return torch.stack(images)
+        wanted = [(name, row, file["bytes"]) for name in ("image_1", "image_2", "image_3") for row, file in zip(rows, part[name])]
+        return torch.stack(threads.each(lambda picture: self._decode(*picture), wanted, "decode")).unflatten(0, (3, -1))
 
     @cached_property
     def _contents(self) -> datasets.Dataset:

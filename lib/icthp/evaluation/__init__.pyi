@@ -1,4 +1,5 @@
 from .generator import evaluate_generator as evaluate_generator
+from .generator import pictures_wanted as pictures_wanted
 from .metrics import PAIRS as PAIRS
 from .metrics import diversity as diversity
 from .metrics import long_table as long_table

@@ -18,5 +18,6 @@ from .imagereward import ImageRewardScorer as ImageRewardScorer
 from .jpeg import JpegScorer as JpegScorer
 from .loading import SOURCES as SOURCES
 from .loading import load as load
+from .loading import load_all as load_all
 from .states import fill as fill
 from .states import read_state as read_state

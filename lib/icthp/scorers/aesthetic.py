@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from icthp import kernels
 from icthp.preprocessing import Preprocessing
 from icthp.scorers.base import Scorer, apply_head
-from icthp.scorers.clip import ClipScorer, load_clip
+from icthp.scorers.clip import ClipScorer
 from icthp.scorers.states import read_state
 
 
@@ -26,11 +26,6 @@ class AestheticScorer(Scorer):
 
     def forward(self, pixels: Tensor, prompts=None) -> Tensor:
         return apply_head(self.head, self.clip.image_features(pixels)).squeeze(-1)
-
-
-def load_aesthetic(clip: str, head: str) -> AestheticScorer:
-    """clip: any source that checkpoints.read_clip takes; head: see `aesthetic_head`."""
-    return AestheticScorer(load_clip(clip), aesthetic_head(head))
 
 
 def aesthetic_head(path) -> nn.Module:

@@ -1,9 +1,10 @@
 """`load`: a scorer by its name, from the project's own folders, a folder, the Hub, or a class of one's own."""
 
+import copy
 from pathlib import Path
 
 from icthp.project import project_root
-from icthp.scorers.aesthetic import load_aesthetic
+from icthp.scorers.aesthetic import AestheticScorer, aesthetic_head
 from icthp.scorers.base import Scorer
 from icthp.scorers.clip import load_clip, load_hps
 from icthp.scorers.combined import IctHpScorer
@@ -21,6 +22,13 @@ STAGE_OF = {"clip": "`dvc pull` fetches data/", "pickscore": "`dvc pull` fetches
 OWN_FILES = {"hp": ("hp.safetensors", RELEASED_HEAD), "imagereward": ("ImageReward.pt",)}  # others have a CLIP's
 
 
+def load_all(sources: dict[str, str | None], *, device=None, dtype=None) -> dict[str, Scorer]:
+    """Scorers by name, each from its source, as `load` loads it. What two of them read from one source is in memory once: ICT-HP's parts
+    are the ict and hp beside it, an aesthetic head sits on the clip beside it."""
+    towers = {}
+    return {name: _load(name, source, towers).to(device=device, dtype=dtype) for name, source in sources.items()}
+
+
 def load(name: str, source: str | None = None, *, device=None, dtype=None) -> Scorer:
     """A scorer by name, frozen, in eval mode: clip, ict, hp, icthp, pickscore, hpsv2, imagereward, aesthetic, jpeg, or "file.py:Class",
     a subclass of Scorer in a file of the project.
@@ -29,18 +37,23 @@ def load(name: str, source: str | None = None, *, device=None, dtype=None) -> Sc
     for icthp; a folder or "hf-hub:org/repo" for imagereward; "CLIP,head.pth" for aesthetic; "512" for jpeg at 512 x 512 pixels; the
     constructor's argument for a class. None: the folders of the project around the working directory. Raises ValueError for an
     unknown name or weights that do not fit, FileNotFoundError for a missing folder."""
+    return _load(name, source, {}).to(device=device, dtype=dtype)
+
+
+def _load(name: str, source: str | None, towers: dict) -> Scorer:
+    """`towers`: what was read before, by its kind and source."""
     if is_custom(name):
         scorer = load_custom(name, source)
         name = type(scorer).__name__
     elif isinstance(name, str) and name in SOURCES:
-        scorer = _load_named(name, source)
+        scorer = _load_named(name, source, towers)
     else:
         raise ValueError(f"no scorer is called {name!r}; there are {', '.join(SOURCES)}, and your own as file.py:Class")
     scorer.name = name
-    return scorer.requires_grad_(False).eval().to(device=device, dtype=dtype)
+    return scorer.requires_grad_(False).eval()
 
 
-def _load_named(name: str, source: str | None) -> Scorer:
+def _load_named(name: str, source: str | None, towers: dict) -> Scorer:
     root = project_root(Path.cwd())
     parts = _parts(name, source) if source is not None else _default_parts(name, root)
     for part, folder in parts:
@@ -50,7 +63,7 @@ def _load_named(name: str, source: str | None) -> Scorer:
             raise FileNotFoundError(f"{name} has no default weights outside of a project: pass source=, their folder or hf-hub:org/repo")
         remedy = STAGE_OF.get(part, "name the publisher's folder")
         raise FileNotFoundError(f"{folder} has no weights: {remedy}, looked for {_looked_for(part)}")
-    return _build(name, [folder for _, folder in parts])
+    return _build(name, [folder for _, folder in parts], towers)
 
 
 def _default_parts(name: str, root: Path | None) -> list[tuple[str, str]]:
@@ -92,17 +105,26 @@ def _looked_for(part: str) -> str:
     return " or ".join(OWN_FILES[part]) if part in OWN_FILES else " or ".join(FILES[:2]) + " and the like"
 
 
-def _build(name: str, sources: list[str]) -> Scorer:
+def _build(name: str, sources: list[str], towers: dict) -> Scorer:
+    def tower(load_tower, source: str) -> Scorer:
+        """Read, or, as an object of its own with the same weights, what was read of this source before."""
+        key = (load_tower, source)
+        if key not in towers:
+            towers[key] = load_tower(source)
+        return copy.copy(towers[key])
+
     if name == "jpeg":
         return make_jpeg(*sources)
     if name == "hp":
-        return load_hp(*sources).fold()
+        return tower(load_hp, *sources).fold()
     if name == "icthp":
-        return IctHpScorer(load_clip(sources[0]), load_hp(sources[1]).fold())
+        return IctHpScorer(tower(load_clip, sources[0]), tower(load_hp, sources[1]).fold())
     if name == "aesthetic":
-        return load_aesthetic(*sources)
+        return AestheticScorer(tower(load_clip, sources[0]), aesthetic_head(sources[1]))
     if name == "imagereward":
         return load_imagereward(*sources)
     if name == "hpsv2":
         return load_hps(*sources)
-    return load_clip(*sources, scaled=name == "pickscore")
+    if name == "pickscore":
+        return load_clip(*sources, scaled=True)
+    return tower(load_clip, *sources)

@@ -8,6 +8,7 @@ from diffusers import StableDiffusion3Pipeline
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from icthp.losses import no_autocast
 from icthp.tuning.lora import without_lora
 from icthp.tuning.sampling import sides
 
@@ -97,12 +98,15 @@ def initial_noise(pipe: StableDiffusion3Pipeline, count: int, size, generator) -
 def latents(pipe: StableDiffusion3Pipeline, pixels: Tensor) -> Tensor:
     """Pixels (b, 3, h, w) in [0, 1] -> the autoencoder's mean latents in the transformer's units; `decode` goes back."""
     vae = pipe.vae
-    mean = vae.encode((pixels * 2 - 1).to(vae.dtype)).latent_dist.mean.float()
+    with no_autocast(pixels.device):
+        mean = vae.encode((pixels * 2 - 1).to(vae.dtype)).latent_dist.mean.float()
     return (mean - vae.config.shift_factor) * vae.config.scaling_factor
 
 
 def decode(pipe: StableDiffusion3Pipeline, latents: Tensor) -> Tensor:
-    """Latents -> pixels (b, 3, h, w) in [0, 1], differentiable."""
+    """Latents -> pixels (b, 3, h, w) in [0, 1], differentiable; in the autoencoder's own arithmetic, as the pipeline decodes, for autocast
+    would keep what it normalises in float32: half as much memory again."""
     vae = pipe.vae
-    pixels = vae.decode((latents / vae.config.scaling_factor + vae.config.shift_factor).to(vae.dtype)).sample
+    with no_autocast(latents.device):
+        pixels = vae.decode((latents / vae.config.scaling_factor + vae.config.shift_factor).to(vae.dtype)).sample
     return (pixels.float() / 2 + 0.5).clamp(0, 1)
