@@ -127,6 +127,7 @@ def triplets_folder(clip_folder, tmp_path_factory):
             {"seed": 0, "split": split, "source_3": "renderer"},
             microworld.captions(drawn.replace(count=drawn.latents["count"])),
         )
-        rows = data.build_triplets(pairs, long, iter(rich), scorer, theta=0.6, constants=constants, near_miss=near)
+        measured = data.measure_triplets(pairs, long, rich, scorer, folder=folder / "labels" / split)
+        rows = data.build_triplets(pairs, long, rich, measured, theta=0.6, constants=constants, near_miss=near)
         data.write_triplets(rows, folder, split)
     return folder

@@ -14,6 +14,7 @@ from . import preprocessing as preprocessing
 from . import run as run
 from . import scorers as scorers
 from . import tables as tables
+from . import threads as threads
 from . import timing as timing
 from . import train as train
 from . import trainer as trainer

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
@@ -39,3 +41,11 @@ def _make_unless_held(file: Path, k: int, make, is_whole, bar: tqdm) -> bool:
         return False
     bar.update()
     return True
+
+
+def is_whole_parquet(file: Path, rows: int) -> bool:
+    """Is it there with so many rows? A parquet file that was cut has lost its end, where their number stands."""
+    try:
+        return pq.read_metadata(file).num_rows == rows
+    except (OSError, pa.ArrowInvalid):
+        return False

@@ -6,6 +6,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import tracemalloc
 import zlib
 
@@ -19,7 +20,7 @@ from PIL import Image
 from faulty_pairs import faulty_pairs
 from icthp import images, losses
 from icthp.data import parquet
-from icthp.data.pairs import PAIRS, build_triplets, read_pairs
+from icthp.data.pairs import PAIRS, build_triplets, measure_triplets, read_pairs
 from icthp.data.triplets import TRIPLETS, Triplets, write_dataset_card, write_triplets
 from icthp.microworld import grammar, renderer
 from icthp.scorers import loading
@@ -34,14 +35,16 @@ def pairs(scenes, tmp_path_factory):
     return folder
 
 
-def build(pairs, scenes, clip_folder, **options):
+def build(pairs, scenes, clip_folder, units=None, **options):
     """Rows of triplets of six pairs, I3 of another size and format than I1 and I2."""
     drawn = images.encode(renderer.render(scenes[:6].at(1), size=96))
     constants = {"seed": 3, "split": "test", "source_3": "renderer"}
     table = read_pairs(pairs, "test")
     refined = grammar.captions(scenes[:6].at(1), "long")
     scorer = loading.load("clip", f"local-dir:{clip_folder}")
-    return list(build_triplets(table, refined, iter(drawn), scorer, theta=THETA, constants=constants, **options))
+    with tempfile.TemporaryDirectory() as labels:
+        measured = measure_triplets(table, refined, drawn, scorer, folder=labels, units=units)
+    return list(build_triplets(table, refined, drawn, measured, theta=THETA, constants=constants, **options))
 
 
 @pytest.fixture(scope="module")
@@ -173,18 +176,19 @@ refined = microworld.captions(microworld.parse(list(table["easy_prompt"]), torch
 drawn = tuning.generate_shards(pipelines.load_pipeline(sd3), refined, list(table["prompt_id"]), out + "/i3", shard=2, steps=1)
 constants = {"seed": 0, "split": "test", "source_3": sd3}
 scorer = icthp.load("clip", f"local-dir:{clip}")
-rows = data.build_triplets(table, refined, drawn, scorer, theta=0.6, constants=constants)
+measured = data.measure_triplets(table, refined, drawn, scorer, folder=out + "/labels", batch=2)
+rows = data.build_triplets(table, refined, drawn, measured, theta=0.6, constants=constants)
 data.write_triplets(rows, out + "/dataset", "test", shard=2)
 """
 
 
 def test_kill_9_and_again_gives_the_same_bytes(pairs, sd3_folder, clip_folder, tmp_path):
-    """Six rows, shards of two: a process dies at its second file of pictures, another at the table's second file."""
+    """Six rows, shards of two: a process dies at its second file of pictures, others at the second of labels and the table's second."""
     run = lambda out, n: subprocess.run([sys.executable, "-c", KILLED, pairs, sd3_folder, clip_folder, tmp_path / out, str(n)]).returncode
     tables = lambda out: [p for p in (tmp_path / out).rglob("*.parquet") if ".partial" not in str(p)]
     files = lambda out: {p.relative_to(tmp_path / out): p.read_bytes() for p in tables(out)}
-    assert run("whole", 99) == 0 and len(files("whole")) == 6
-    for place, deaths in (("drawing", 1), ("writing", 4)):
+    assert run("whole", 99) == 0 and len(files("whole")) == 9
+    for place, deaths in (("drawing", 1), ("labelling", 4), ("writing", 7)):
         assert run(place, deaths) == -signal.SIGKILL
         left = files(place)
         assert len(left) == deaths and left.items() <= files("whole").items()

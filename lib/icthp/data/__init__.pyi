@@ -1,5 +1,7 @@
 from .pairs import PAIRS as PAIRS
 from .pairs import build_triplets as build_triplets
+from .pairs import measure_triplets as measure_triplets
+from .pairs import pairs_fingerprint as pairs_fingerprint
 from .pairs import read_pairs as read_pairs
 from .parquet import as_files as as_files
 from .parquet import unreadable as unreadable

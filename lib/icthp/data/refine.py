@@ -1,19 +1,19 @@
 """Refined prompts: all that the easy prompt fixes is kept, the rest is added. A refiner is a function from prompts to an iterator of
-answers in the same order, "" for a prompt without one; `cached` keeps each answer as it comes, `refinement_error` checks it."""
+answers in the same order, "" for a prompt without one; `cached` keeps each answer as it comes, `wording.refinement_error` checks it."""
 
 import hashlib
 import json
 import os
-import random
 import re
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
+from tqdm.auto import tqdm
+
 from icthp.data import chat
-from icthp.data.prompts import same_prompt
 
 INSTRUCTION = (
     "You prepare prompts for an image generator. Reason first, briefly, in this order. Subject: which objects, attributes, counts and "
@@ -23,23 +23,55 @@ INSTRUCTION = (
 )
 
 
-def transformers_model(prompts: list[str], model: str, seed: int = 0, max_new_tokens: int = 512) -> Iterator[str]:
-    """A chat model on this machine, through transformers' text-generation pipeline; every prompt with the same seed. A prompt that it
-    fails on gets "", and a warning at the end names it."""
-    from transformers import pipeline, set_seed
-
-    generate = pipeline("text-generation", model=model)
+def transformers_model(
+    prompts: list[str], model: str, seed: int = 0, max_new_tokens: int = 512, device=None, batch: int = 8, tries: int = 3
+) -> Iterator[str]:
+    """A chat model on this machine, through transformers' text-generation pipeline, `batch` prompts at a time, each batch with the same
+    seed. A prompt without a sentence is asked again, `tries` times in all, with other seeds; one that the model fails on, in its batch and
+    alone, as well. Then "" is given, and a warning at the end names the prompts."""
+    generate = _text_generation(model, device)
     failed = []
-    for prompt in prompts:
-        set_seed(seed)
-        try:
-            outputs = generate(_messages(prompt), max_new_tokens=max_new_tokens, return_full_text=False)
-            refined = extract_prompt(outputs[0]["generated_text"])
-        except Exception as error:  # of whatever kind: too long a prompt, a full memory; the next one may fit
-            refined = ""
-            failed.append((prompt, error))
-        yield refined
+    for start in tqdm(range(0, len(prompts), batch), "refine", mininterval=5):
+        part = prompts[start : start + batch]
+        answers, reasons = [""] * len(part), ["its answers hold no sentence"] * len(part)
+        for attempt in range(tries):
+            missing = [i for i, answer in enumerate(answers) if not answer]
+            for some in [missing] if attempt == 0 else [[i] for i in missing]:
+                try:
+                    asked = _asked(generate, [part[i] for i in some], seed + attempt, max_new_tokens)
+                except Exception as error:  # of whatever kind: too long a prompt, a full memory; alone one may fit
+                    asked = [""] * len(some)
+                    reasons = [error if i in some else reason for i, reason in enumerate(reasons)]
+                for i, answer in zip(some, asked):
+                    answers[i] = answer
+        failed += [(prompt, reason) for prompt, reason, answer in zip(part, reasons, answers) if not answer]
+        yield from answers
     _warn(failed, len(prompts), model)
+
+
+@lru_cache(maxsize=1)
+def _text_generation(model: str, device):
+    """Batches are padded on the left, where nothing is generated."""
+    from transformers import pipeline
+
+    generate = pipeline("text-generation", model=model, device=device, dtype="auto")
+    generate.tokenizer.padding_side = "left"
+    if generate.tokenizer.pad_token_id is None:
+        generate.tokenizer.pad_token = generate.tokenizer.eos_token
+    return generate
+
+
+def free_models() -> None:
+    """Forget the chat model that `transformers_model` keeps for its next call."""
+    _text_generation.cache_clear()
+
+
+def _asked(generate, prompts: list[str], seed: int, max_new_tokens: int) -> list[str]:
+    from transformers import set_seed
+
+    set_seed(seed)
+    outputs = generate(list(map(_messages, prompts)), max_new_tokens=max_new_tokens, return_full_text=False, batch_size=len(prompts))
+    return [extract_prompt(output[0]["generated_text"]) for output in outputs]
 
 
 class Refused(str):
@@ -198,70 +230,3 @@ def _read_answers(path: Path) -> Iterator[tuple[str, str]]:
             continue
         if isinstance(key, str) and (_one_line(refined) or refined == "" and row.get("refused") is True):
             yield key, refined
-
-
-# ---- checks -----------------------------------------------------------------------------------------------------
-
-_STOP_WORDS = set("a an the this that some of in on at by to with for from and or is are be it its as".split())
-
-
-def content_words(prompt: str) -> set[str]:
-    """The words of a prompt that name something, as CLIP's tokenizer reads them (`same_prompt`), without a plural's s."""
-    return {w[:-1] if len(w) > 3 and w.endswith("s") else w for w in re.findall(r"\w+", same_prompt(prompt))} - _STOP_WORDS
-
-
-def _latin_fraction(text: str) -> float:
-    letters = [c for c in text if c.isalpha()]
-    return sum("LATIN" in unicodedata.name(c, "") for c in letters) / max(1, len(letters))
-
-
-def refinement_error(easy: str, refined: str, fits: Callable[[str], bool]) -> str:
-    """Why a refined prompt is rejected, "" if it is not. fits(text): does the text encoder read it without cutting?"""
-    reasons = {
-        "empty easy prompt": not easy.strip(),
-        "no answer": not refined.strip(),
-        "easy prompt too long": not fits(easy),
-        "too long": not fits(refined),
-        "a unit is lost": not content_words(easy) <= content_words(refined),
-        "another script": _latin_fraction(easy) > 0.9 > _latin_fraction(refined),
-    }
-    return next((reason for reason, holds in reasons.items() if holds), "")
-
-
-def refinement_errors(easy: list[str], refined: list[str], fits: Callable[[str], bool]) -> list[str]:
-    """`refinement_error` of each pair; one refined prompt for two easy ones that `same_prompt` tells apart is a duplicate after the
-    first."""
-    first_easy = {}
-    errors = []
-    for e, r in zip(easy, refined):
-        is_duplicate = first_easy.setdefault(same_prompt(r), same_prompt(e)) != same_prompt(e)
-        errors.append(refinement_error(e, r, fits) or ("duplicate" if is_duplicate else ""))
-    return errors
-
-
-# ---- hard negatives ---------------------------------------------------------------------------------------------
-
-CLASSES = (  # terms of one class; a prompt with one of them changed is a hard negative
-    ("red", "orange", "yellow", "green", "blue", "purple", "white", "black", "pink", "brown", "grey"),
-    ("two", "three", "four", "five", "six"),
-    ("left of", "right of", "above", "below", "behind", "in front of", "on top of", "under"),
-)
-SYNONYMS = ({"below", "under"}, {"above", "on top of"})
-
-
-def hard_negative(prompt: str, seed: int, classes=CLASSES) -> str:
-    """The prompt with one count, colour or relation changed to another of its class, "" if it has none: a semi-hard text
-    negative (TPO's idea). The choice depends on the prompt and the seed alone."""
-    found = [(match, terms) for terms in classes for match in re.finditer(_any_of(terms), prompt, re.IGNORECASE)]
-    if not found:
-        return ""
-    rng = random.Random(f"{seed} {prompt}")
-    match, terms = rng.choice(found)
-    old = " ".join(match[0].lower().split())
-    new = rng.choice([term for term in terms if term != old and {term, old} not in SYNONYMS])
-    return prompt[: match.start()] + new + prompt[match.end() :]
-
-
-def _any_of(terms) -> str:
-    """A pattern that finds each of the terms as whole words, whatever white space is in them."""
-    return r"\b(?:" + "|".join(terms).replace(" ", r"\s+") + r")\b"

@@ -7,7 +7,7 @@ import torch
 from icthp.microworld.grammar import captions, parse
 from icthp.microworld.scenes import COLOURS, COUNTS, RELATIONS
 
-CLASSES = (COLOURS, COUNTS, RELATIONS)  # words of one class each, for `data.refine.hard_negative`
+CLASSES = (COLOURS, COUNTS, RELATIONS)  # words of one class each, for `data.wording.hard_negative`
 
 
 def microworld_grammar(prompts: list[str], seed: int = 0) -> Iterator[str]:

@@ -1,11 +1,10 @@
 """Pictures drawn, a batch at a time or in files that a killed run goes on with."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import datasets
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
@@ -80,9 +79,9 @@ def _check_one_each(prompts: list[str], ids, start: Tensor | None) -> None:
 def generate_shards(
     pipe: DiffusionPipeline, prompts: list[str], ids: list[int], folder, *, shard: int = 256,
     start: Callable[[slice], Tensor] | None = None, **options
-) -> Iterator[dict]:  # fmt: skip
-    """Pictures of prompts as PNG contents for an Image() column, by generate(pipe, prompts, ids=ids, **options), read one by
-    one from the files that hold them; start(rows) -> the pictures to edit, if any.
+) -> "Pictures":  # fmt: skip
+    """Pictures of prompts as PNG contents for an Image() column, by generate(pipe, prompts, ids=ids, **options), read
+    from the files that hold them; start(rows) -> the pictures to edit, if any.
 
     Every `shard` rows become one file under `folder`, written whole or not at all; a later call with the same prompts, ids,
     pictures, options and all else that the pictures depend on (`identity_of_pipeline`) reads it instead, unless it was cut
@@ -106,8 +105,8 @@ def generate_shards(
         _write_shard(places[k], generate(pipe, prompts[part], ids=numbers[part], **edited, **options))
 
     places = [Path(folder) / f"{k:05d}-{key(part)}.parquet" for k, part in enumerate(parts)]
-    shards.make_all(places, draw, lambda k: _is_whole(places[k], len(prompts[parts[k]])), label="draw")
-    return _rows(places)
+    shards.make_all(places, draw, lambda k: shards.is_whole_parquet(places[k], len(prompts[parts[k]])), label="draw")
+    return Pictures(places, shard, len(prompts))
 
 
 def _write_shard(file: Path, pixels: Tensor) -> None:
@@ -115,16 +114,31 @@ def _write_shard(file: Path, pixels: Tensor) -> None:
     files.atomic(file, datasets.Dataset.from_dict({"image": images.encode(pixels)}, features=features).to_parquet)
 
 
-def _is_whole(file: Path, rows: int) -> bool:
-    """Is it there with so many rows? A parquet file that was cut has lost its end, where their number stands."""
-    try:
-        return pq.read_metadata(file).num_rows == rows
-    except (OSError, pa.ArrowInvalid):
-        return False
+class Pictures(Sequence):
+    """The pictures in files of `shard` rows each, as file contents; a slice reads the files that it needs."""
+
+    def __init__(self, places: list[Path], shard: int, count: int):
+        self.places = places
+        self.shard = shard
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int | slice):
+        if not isinstance(index, slice):
+            return self[index : index + 1][0] if index >= 0 else self[index + self.count]
+        start, stop, step = index.indices(self.count)
+        if step != 1:
+            raise ValueError("pictures are read in order: take a slice without a step")
+        first = start // self.shard
+        rows = [row for place in self.places[first : -(-stop // self.shard)] for row in _read(place)]
+        return rows[start - first * self.shard : stop - first * self.shard]
+
+    def __iter__(self) -> Iterator[dict]:
+        for place in self.places:
+            yield from _read(place)
 
 
-def _rows(places: list[Path]) -> Iterator[dict]:
-    for file in places:
-        for rows in pq.ParquetFile(file).iter_batches(64):
-            for row in rows.to_pylist():
-                yield row["image"]
+def _read(place: Path) -> list[dict]:
+    return pq.read_table(place, columns=["image"]).column("image").to_pylist()
