@@ -34,7 +34,7 @@ def contents(values, watched):
     ("data/clip", "data/clip"), ("local-dir:data/clip", "data/clip"), ("data/clip,models/ict", "data/clip models/ict"),
     ("rewards.py:Edges", "rewards.py"), ("dataset:data/clip:train", "data/clip"), (["clip", "rewards.py:Edges"], "rewards.py"),
     ("ViT-B-32/laion2b", ""), ("", ""), ("clip,ict", ""), (3, ""), (True, ""), ("x" * 5000, ""), ("a\0b", ""), ("hf-hub:a/b", ""),
-    ("./data//clip/", "data/clip"),
+    ("./data//clip/", "data/clip"), ('ir=data/clip head="rewards.py,models/ict"', "data/clip models/ict rewards.py"),
 ])  # fmt: skip
 def test_what_a_value_names(project, value, named):
     assert [path.as_posix() for path in places.named_paths(value)] == named.split()

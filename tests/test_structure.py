@@ -24,6 +24,7 @@ imports  params  project  timing  losses  information  preprocessing  isolation 
 shards  precision  threads
 files
 tables  run  places  figures  checkpointing  scorers.states
+preflight
 trainer  pipelines  kernels  strip
 images
 scorers

@@ -15,7 +15,8 @@ images          pictures from and into files; preprocessing brings them to the s
 tables, files   tables of pictures and prompts; files that are written whole or not at all; shards are files that many workers
                 make, threads do the same to many rows
 run, params     notebooks as stages of the pipeline, and their parameters; project finds the project's root
-strip           what a stage depends on: the code that it reaches, by imports, and what its parameters name, by places
+strip           what a stage depends on: the code that it reaches, by imports, and what its parameters name, by places; preflight says
+                what is missing before the first one
 figures         figures in one style; timing measures how long a function takes
 """
 

@@ -42,10 +42,13 @@ RENAMED_VALUES = {  # since then too, as they are written now
 }
 
 
-def read_params(file="params.yaml") -> dict[str, dict]:
+UNSET = "???"  # stands in a profile for what is the user's to name
+
+
+def read_params(file="params.yaml", needs_all: bool = True) -> dict[str, dict]:
     """The sections of a file like params.yaml. ValueError names the file and the line of what is no YAML, of a key that comes twice, of a
     section that is no mapping, of what has been renamed (`RENAMED`, `RENAMED_VALUES`), and of what is neither text, number, true, false,
-    null nor a list or mapping of them."""
+    null nor a list or mapping of them; with needs_all, whatever section is asked for, also every parameter that is not set (`UNSET`)."""
     try:
         text = Path(file).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -59,7 +62,14 @@ def read_params(file="params.yaml") -> dict[str, dict]:
                 f"{file}, line {name.start_mark.line + 1}: {name.value} is no section: it must hold `name: value` pairs, or {{}}"
             )
         _refuse_renamed_below(section, file)
+    if needs_all and (missing := unset(params)):
+        raise ValueError(f"{file}: set {', '.join(missing)} in the place of {UNSET}: the words behind each say what it is")
     return params
+
+
+def unset(params: dict[str, dict]) -> list[str]:
+    """SECTION.NAME of each parameter that is not set."""
+    return [f"{section}.{name}" for section, values in params.items() for name, value in values.items() if UNSET in str(value)]
 
 
 def _refuse_renamed_below(section: MappingNode, file) -> None:

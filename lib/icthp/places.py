@@ -3,6 +3,7 @@ is in them. `python -m icthp.places PLACE` lists one of them, `python -m icthp.p
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -48,9 +49,9 @@ def contents(values: dict, watched: list[str]) -> dict[str, dict[str, str]]:
 
 def named_paths(value) -> list[Path]:
     """The files and folders that exist under a parameter's value: a path, one with a word before or behind it (`local-dir:FOLDER`,
-    `FILE.py:NAME`), several with commas between them, or a list of such values."""
+    `FILE.py:NAME`), several with commas between them, pairs `NAME=PATH` with spaces between them, or a list of such values."""
     texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
-    pieces = [piece for text in texts for piece in (text, *text.split(","))]
+    pieces = [piece for text in texts for piece in (text, *text.split(","), *re.split(r"[\s,='\"]+", text))]
     found = set()
     for parts in (piece.split(":") for piece in pieces):
         candidates = (":".join(parts[i:j]).strip() for i in range(len(parts)) for j in range(i + 1, len(parts) + 1))

@@ -20,6 +20,7 @@ from icthp.files import save_json, save_text
 from icthp.imports import code_digest, reached
 from icthp.params import read_params
 from icthp.places import contents
+from icthp.preflight import problems
 from icthp.project import project_root
 
 NO_NUMBER = ("icthp.run", "icthp.figures")  # how a notebook is run and what its figures look like; the stage `figures` counts the latter
@@ -78,7 +79,8 @@ def inputs(params: dict, section: str, declared) -> dict[str, dict]:
     """`shared`: the shared parameters among the declared ones; `places`: what they and the section's name (see icthp.places.contents)."""
     shared = params[run.SHARED]
     values = run.section_values(params, section, declared)
-    return {"shared": {k: v for k, v in sorted(shared.items()) if k in declared}, "places": contents(values, shared.get("watched", []))}
+    taken = {k: v for k, v in sorted(shared.items()) if k in declared or k == run.MICRO}
+    return {"shared": taken, "places": contents(values, shared.get("watched", []))}
 
 
 def strip(file: Path, folder: Path, section: str = "") -> None:
@@ -93,7 +95,10 @@ def strip(file: Path, folder: Path, section: str = "") -> None:
             save_text(folder / file.name, nbformat.writes(cells) + "\n")
     save_json(folder / f"{file.stem}.modules", modules(source, root / "lib", section, None if is_notebook else file))
     if section:
-        save_json(folder / f"{file.stem}.inputs", inputs(read_params(root / "params.yaml"), section, run.declared(file)))
+        params = read_params(root / "params.yaml")
+        if found := problems(params):
+            raise ValueError("; ".join(found))
+        save_json(folder / f"{file.stem}.inputs", inputs(params, section, run.declared(file)))
 
 
 def main(argv: list[str]) -> int:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from icthp import objectives, trainer
 from icthp.data.triplets import Triplets
 from icthp.evaluation.scoring import score_triplets
-from icthp.files import atomic, atomic_folder, code, digest, fingerprint
+from icthp.files import atomic, atomic_folder, code, digest, fingerprint, read_json, save_json
 from icthp.freezing import freeze, image_layers, text_layers
 from icthp.isolation import isolated
 from icthp.objectives import BatchLoss
@@ -29,6 +29,7 @@ from icthp.scorers.base import Scorer
 from icthp.scorers.clip import ClipScorer
 from icthp.scorers.hp import HpScorer, make_head
 from icthp.scorers.loading import load
+from icthp.scorers.states import weights_in
 from icthp.trainer import batch_indices
 
 _PLACES = ("out", "device", "training", "triplets", "clip", "ict")  # a resumed run knows data and models by their contents instead
@@ -146,6 +147,13 @@ def _train(scorer: Scorer, model: nn.Module, batch_loss: BatchLoss, data: Triple
     state = PartialState()
     if batch % state.num_processes:
         raise ValueError(f"batch must be a multiple of the {state.num_processes} processes, not {batch}")
+    config = {name: str(value) for name, value in config.items()}
+    config |= {"batch": batch, "validation": validation, "data": data.fingerprint, "preprocessing": str(data.preprocessing)}
+    key = digest(config, options | {"seed": seed, "restore_best": restore_best, "validate_every": validate_every},
+                 fingerprint(scorer), code("train"))  # fmt: skip
+    if finished := _finished(Path(out), key):
+        print(f"{out} holds what this very run made: it is not trained again (delete {out}/{FINISHED} to do so)")
+        return finished
     if cache:
         data.cache(_store(out))
     batches = _Batches(data, *_split(data, validation), batch, seed, device)
@@ -163,15 +171,13 @@ def _train(scorer: Scorer, model: nn.Module, batch_loss: BatchLoss, data: Triple
                 total += batch_loss(model, rows, batches.groups(rows), False).item() * len(rows)
         return total / len(batches.val_idx)
 
-    config = {name: str(value) for name, value in config.items()}
-    config |= {"batch": batch, "validation": validation, "data": data.fingerprint, "preprocessing": str(data.preprocessing)}
     history = trainer.train(
         model, loss_fn, checkpoint=Path(out) / "work/checkpoint.pt", seed=seed, validate=validate if validation else None,
         validate_every=validate_every, restore_best=restore_best and validation > 0, schedule="linear", config=config,
         prompt_ids=batches.prompt_ids, **options)  # fmt: skip
     if state.is_main_process:
         scorer.card = ""  # the base's speaks of other weights, and an earlier run's is written over
-        atomic_folder(out, lambda folder: _save(scorer, pd.DataFrame(history).assign(processes=state.num_processes), folder))
+        atomic_folder(out, lambda folder: _save(scorer, pd.DataFrame(history).assign(processes=state.num_processes), key, folder))
         shutil.rmtree(Path(out) / "work")
     state.wait_for_everyone()
     return history
@@ -220,9 +226,20 @@ def _held_out(groups: Tensor, fraction: float) -> Tensor:
     return ((groups + 1) * fraction).floor() > (groups * fraction).floor()
 
 
-def _save(scorer: Scorer, history: pd.DataFrame, folder: Path) -> None:
+FINISHED = "training.json"  # beside finished weights: which run they are of
+
+
+def _finished(out: Path, key: str) -> list[dict]:
+    """The history of this very run, if its weights are in `out`, as after `accelerate launch`; else nothing."""
+    if not (out / FINISHED).exists() or read_json(out / FINISHED).get("key") != key or weights_in(out) is None:
+        return []
+    return pd.read_parquet(out / "history.parquet").to_dict("records")
+
+
+def _save(scorer: Scorer, history: pd.DataFrame, key: str, folder: Path) -> None:
     scorer.save_pretrained(folder)
     history.to_parquet(folder / "history.parquet")
+    save_json(folder / FINISHED, {"key": key})
 
 
 def _store(out) -> Path:
