@@ -11,7 +11,7 @@ export DVC_NO_ANALYTICS := 1
 STORY := 01_scoring_paradox 01b_explanations 02_pick_high 03_train_ict 04_train_hp 05_draft_k 06_evaluate 07_figures
 APPENDIX := A1_build_microworld A2_score_your_images A3_benchmarks A4_published_data
 
-.PHONY: repro check test data lab bench study study-keep readme site clean
+.PHONY: repro check test test-lab data lab bench study study-keep readme site clean
 
 repro: .venv/ready  ## the paper at micro scale: every figure and table
 	dvc pull data.dvc
@@ -28,9 +28,13 @@ test: .venv/ready  ## style, units, the pipeline in a clone, then each notebook 
 	dvc pull data.dvc
 	ruff check lib tests study docs notebooks
 	ruff format --check lib tests study docs
-	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_pipeline.py tests  # the longest first
+	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_pipeline.py tests \
+		--ignore tests/test_lab.py --ignore tests/test_lab_paper.py  # the longest first
 	cd notebooks && pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:cacheprovider -q \
 		$(addsuffix .ipynb,$(STORY) $(APPENDIX))
+
+test-lab: .venv/ready  ## the larger scales' own profiles, from end to end, on tiny models in their publishers' layouts
+	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile tests/test_lab.py tests/test_lab_paper.py
 
 data: .venv/ready  ## rebuild data/ from nothing: two hours and more on two cores
 	python -m icthp.run notebooks/A1_build_microworld.ipynb build_microworld
