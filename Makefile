@@ -10,6 +10,7 @@ export TOKENIZERS_PARALLELISM := false
 export DVC_NO_ANALYTICS := 1
 STORY := 01_scoring_paradox 01b_explanations 02_pick_high 03_train_ict 04_train_hp 05_draft_k 06_evaluate 07_figures
 APPENDIX := A1_build_microworld A2_score_your_images A3_benchmarks A4_published_data
+LAB := tests/test_lab.py tests/test_lab_paper.py tests/test_plan.py
 
 .PHONY: repro check test test-lab data lab bench study study-keep readme site clean
 
@@ -29,12 +30,12 @@ test: .venv/ready  ## style, units, the pipeline in a clone, then each notebook 
 	ruff check lib tests study docs notebooks
 	ruff format --check lib tests study docs
 	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_pipeline.py tests \
-		--ignore tests/test_lab.py --ignore tests/test_lab_paper.py  # the longest first
+		$(addprefix --ignore ,$(LAB))  # the longest first
 	cd notebooks && pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:cacheprovider -q \
 		$(addsuffix .ipynb,$(STORY) $(APPENDIX))
 
 test-lab: .venv/ready  ## the larger scales' own profiles, from end to end, on tiny models in their publishers' layouts
-	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile tests/test_lab.py tests/test_lab_paper.py
+	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile $(LAB)
 
 data: .venv/ready  ## rebuild data/ from nothing: two hours and more on two cores
 	python -m icthp.run notebooks/A1_build_microworld.ipynb build_microworld

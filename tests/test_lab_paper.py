@@ -1,5 +1,5 @@
-"""The paper scale's own branches rehearsed, on the models of `lab.models`: no guidance, four steps, an endpoint, the official release, ICT's
-text tower in the generator."""
+"""The paper scale's own branches rehearsed, on the models of `lab.models`: no guidance, four steps, an endpoint, the official release,
+ICT's text tower in the generator."""
 
 import json
 import sys
@@ -17,8 +17,7 @@ def paper(tmp_path_factory):
     """A project at paper's profile: no guidance, four steps, an endpoint, ICT's text tower in the generator."""
     folder = project(tmp_path_factory.mktemp("paper"), build(tmp_path_factory.mktemp("lab") / "own"))
     own = SMALL | {"shared": SMALL["shared"] | {"sampler_steps": 4, "rewards": ["ict"]}}
-    values = parameters("paper", own, sources("own", "paper"))
-    values["pick_high"]["refiner_url"] = "https://nowhere.invalid/v1"
+    values = parameters("paper", own, sources("own", "paper"), {"pick_high": {"refiner_url": "https://nowhere.invalid/v1"}})
     values["evaluate"] |= {"swap_text": True, "votes": ""}
     assert values["draft"]["guidance"] == values["evaluate"]["guidance"] == 0 and values["pick_high"]["refiner"] == "endpoint"
     write(folder, values)

@@ -118,3 +118,18 @@ def test_01_and_01b_take_a_table_of_real_pictures(tmp_path):
     execute("01b_explanations", out=str(tmp_path / "01b"), **options, **table)
     metrics = json.loads((tmp_path / "01b/metrics.json").read_text(encoding="utf-8"))
     assert metrics["fall_short_clip_n"] == 4 and {"truncated_short", "micro_denoiser_own_spearman"} <= metrics.keys()
+
+
+@needs_data
+def test_a2_says_on_photographs_that_micro_scorers_mean_nothing(tmp_path):
+    """In what it prints and in the page, unless the weights are one's own."""
+    (tmp_path / "mine").mkdir()
+    shutil.copy(DATA / "examples/0_rich.png", tmp_path / "mine/a.png")
+    _, printed = score(tmp_path / "mine", tmp_path, scorers="jpeg,clip", prompt="a photo of a bear")
+    page = (tmp_path / "out/gallery.html").read_text(encoding="utf-8")
+    for text in (printed, page):
+        assert "clip know only the microworld" in text and "1 of 1 rows are others" in text
+    for options in ({"prompt": "a red circle"}, {"prompt": "a photo of a bear", "sources": "clip=local-dir:data/hub/clip"}):
+        assert "means nothing" not in score(tmp_path / "mine", tmp_path, scorers="jpeg,clip", **options)[1].replace(
+            "mean nothing", "means nothing"
+        )

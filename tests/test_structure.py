@@ -21,7 +21,7 @@ LIB = ROOT / "lib/icthp"
 # From low to high: a module imports from the rows above its own, and a package also from itself. Nothing imports the microworld.
 LAYERS = """
 imports  params  project  timing  losses  information  preprocessing  isolation  freezing  optimizers  corruptions
-shards  precision  threads
+shards  precision  threads  metering
 files
 tables  run  places  figures  checkpointing  scorers.states
 preflight
@@ -33,6 +33,8 @@ evaluation  objectives
 tuning
 train
 microworld
+blueprints
+plan
 """
 LONGEST = 300  # lines of a file; the kernels are excused
 

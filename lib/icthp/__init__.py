@@ -17,6 +17,7 @@ tables, files   tables of pictures and prompts; files that are written whole or 
 run, params     notebooks as stages of the pipeline, and their parameters; project finds the project's root
 strip           what a stage depends on: the code that it reaches, by imports, and what its parameters name, by places; preflight says
                 what is missing before the first one
+plan            what a run will need: blueprints are the models' shapes, metering counts operations and memory
 figures         figures in one style; timing measures how long a function takes
 """
 

@@ -237,6 +237,9 @@ class Triplets:
         return torch.stack([self.column(f"{letter}1"), self.column(f"{letter}2"), torch.ones(len(self))], 1)
 
     def _unit_labels(self) -> tuple[Tensor, Tensor]:
+        if not any(value is not None for value in self._columns["units_3"][:]):
+            raise ValueError(f'{self.files[0]}: variant "units" needs units_1 to units_3, which only the microworld\'s detector can read: '
+                             'take variant "paper"')  # fmt: skip
         easy = torch.stack([self.column(f"units_{i}") for i in (1, 2, 3)], 1)
         return easy, torch.cat([easy[:, :2] * self.column("text_sim")[:, None], easy[:, 2:]], 1)
 

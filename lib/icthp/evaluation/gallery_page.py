@@ -40,16 +40,17 @@ document.querySelectorAll("button").forEach(button => button.onclick = () => {{
 """
 
 
-def write_html(file, scorers: dict, table: pd.DataFrame, title: str, first: str | None = None, width: int = 220) -> Path:
-    """One page without other files: thumbnails `width` pixels wide, prompts and scores, a button a score that sorts by it, the `account`,
-    the `summary` and the errors. scorers and table: `gallery.score`'s; first: the score that it opens sorted by. Returns the file."""
+def write_html(file, scorers: dict, table: pd.DataFrame, title: str, first: str | None = None, width: int = 220, notes=()) -> Path:
+    """One page without other files: thumbnails `width` pixels wide, prompts and scores, a button a score that sorts by it, the `account`
+    and the sentences `notes`, the `summary` and the errors. scorers and table: `gallery.score`'s; first: the score that it opens sorted
+    by. Returns the file."""
     pictures = table[table["pixels"].notna()]
     pictures = pictures.sort_values(first, ascending=False) if first in scorers else pictures
     keys = {name: name if re.fullmatch("[a-z0-9_-]+", name) else f"score.{i}" for i, name in enumerate(scorers)}  # an attribute's name
     errors = [f"<li>{html.escape(error)}</li>" for error in table.error.dropna()]
     page = PAGE.format(title=html.escape(title), width=width, count=len(pictures),
                        buttons="".join(_button(name, key, name == first) for name, key in keys.items()),
-                       account="".join(f"<p>{html.escape(line)}</p>" for line in account(scorers, table)),
+                       account="".join(f"<p>{html.escape(line)}</p>" for line in (*account(scorers, table), *notes)),
                        figures="".join(_figure(row, keys, width) for row in pictures.to_dict("records")),
                        summary=summary(scorers, table).round(4).to_html(border=0, justify="left"),
                        errors=f"<h2>Not scored</h2><ul>{''.join(errors)}</ul>" if errors else "")  # fmt: skip

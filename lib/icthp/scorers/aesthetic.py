@@ -17,6 +17,10 @@ class AestheticScorer(Scorer):
 
     def __init__(self, clip: ClipScorer, head: nn.Module):
         super().__init__()
+        width = next(layer.in_features for layer in head.modules() if isinstance(layer, nn.Linear))
+        if clip.architecture and width != clip.architecture["embed_dim"]:
+            own = clip.architecture["embed_dim"]
+            raise ValueError(f"this head reads {width} features and the CLIP gives {own}: each head is for one CLIP, which its file names")
         self.clip = clip
         self.head = head
 

@@ -46,7 +46,8 @@ def draft_step(
     each level.
 
     Memory: decoder and reward see decode_batch pictures at a time. recompute_last_steps: the last k steps run twice, the second time with
-    their graph, so that it is never there together with the decoder's; so they do where a picture is left out. merge: see `merged`.
+    their graph, of decode_batch pictures at a time, so that it is never there together with the decoder's; all of them so where a picture
+    is left out. merge: see `merged`.
     Raises ValueError for k outside 1..steps, guidance without `negative`, or a size that the patches do not divide; FloatingPointError
     where no picture is left.
     """
@@ -74,7 +75,12 @@ def draft_step(
     result, gradient = reward_gradient(pipe, outputs[0].detach(), rows, reward, decode_batch)
     if recompute_last_steps or not result.valid.all():  # zero times the gradient of a sample that is not finite would be NaN
         del outputs  # with the graph, before the next one is made
-        outputs = last_steps(x[result.valid], rows[result.valid])
-        gradient = gradient[result.valid]
-    torch.autograd.backward(outputs, [gradient, None] if anchor else [gradient])
+        x, rows, gradient = x[result.valid], rows[result.valid], gradient[result.valid]
+    parts = torch.arange(len(rows), device=x.device).split(decode_batch if recompute_last_steps else len(rows))
+    for part in parts:
+        if recompute_last_steps or not result.valid.all():
+            outputs = last_steps(x[part], rows[part])
+        if anchor:
+            outputs[1] = outputs[1] * (len(part) / len(rows))  # a mean over the batch
+        torch.autograd.backward(outputs, [gradient[part], None] if anchor else [gradient[part]])
     return result
