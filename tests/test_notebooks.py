@@ -129,7 +129,5 @@ def test_a2_says_on_photographs_that_micro_scorers_mean_nothing(tmp_path):
     page = (tmp_path / "out/gallery.html").read_text(encoding="utf-8")
     for text in (printed, page):
         assert "clip know only the microworld" in text and "1 of 1 rows are others" in text
-    for options in ({"prompt": "a red circle"}, {"prompt": "a photo of a bear", "sources": "clip=local-dir:data/hub/clip"}):
-        assert "means nothing" not in score(tmp_path / "mine", tmp_path, scorers="jpeg,clip", **options)[1].replace(
-            "mean nothing", "means nothing"
-        )
+    own = {"prompt": "a photo of a bear", "sources": "clip=local-dir:data/hub/clip"}
+    assert "mean nothing" not in score(tmp_path / "mine", tmp_path, scorers="jpeg,clip", **own)[1]

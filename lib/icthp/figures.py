@@ -17,7 +17,7 @@ COLOURS = dict(zip(("clip", "pickscore", "ict", "hp", "icthp", "base", "jpeg"), 
 COLOURS |= {"ict_text": "0.45", "imagereward": "#56b4e9", "hpsv2": "#999933", "aesthetic": "#882255"}
 MARKERS = dict(zip(COLOURS, "osD^vXP*<>h"))  # so that lines stay apart in grey
 NAMES = {"clip": "CLIP", "pickscore": "PickScore", "ict": "ICT", "hp": "HP", "icthp": "ICT-HP", "base": "untuned", "jpeg": "JPEG",
-         "imagereward": "ImageReward", "hpsv2": "HPS v2", "random": "random",
+         "imagereward": "ImageReward", "hpsv2": "HPS v2", "aesthetic": "Aesthetic", "random": "random",
          "ict_text": "ICT's text tower", "ict_text_alone": "ICT's tower alone",
          "first_alone": "first encoder alone", "second_alone": "second encoder alone"}  # fmt: skip
 

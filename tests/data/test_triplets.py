@@ -100,7 +100,7 @@ def test_unit_labels_make_i3_earn_its_1(pairs, scenes, clip_folder, tmp_path):
 def test_what_a_table_does_not_know_is_null(folder):
     triplets = Triplets(folder, "test", 64)
     assert triplets.texts["near"] == [None] * 6
-    with pytest.raises(ValueError, match="have no units_1"):
+    with pytest.raises(ValueError, match="which only the microworld"):
         triplets.labels("units")
 
 
