@@ -49,7 +49,7 @@ def test_the_peak_of_a_tuning_step_is_that_of_the_live_tensors(folder, options):
     pipe = pipelines.load_pipeline(str(folder / "sd3"))
     encoding.encode_ahead(pipe, pictures.PROMPTS[:4])
     adapter = lora.add_lora(pipe, rank=2)
-    tower = planned.clip(planned.shared["clip"]).requires_grad_(False)
+    tower = blueprints.clip(planned.shared["clip"]).requires_grad_(False)
     reward = lambda pixels, rows: torch.stack([planned._reward(tower, picture[None]) for picture in pixels])
     prompt = encoding.encode(pipe, pictures.PROMPTS[:4])
     negative = encoding.encode(pipe, [""]) if own["guidance"] > 1 else None

@@ -15,15 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from icthp import blueprints, preflight
+from icthp.freezing import freeze, image_layers, text_layers
 from icthp.metering import Meter, size_of, without_numbers
-from icthp.params import UNSET, parse_arguments, read_params
+from icthp.params import parse_arguments, read_params
 from icthp.precision import DTYPES
 from icthp.tables import names
 from icthp.tuning.lora import LORA_TARGETS
 
 GPUS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}  # dense bfloat16, per second, by their sheets
 OPTIONS = {"gpu": "H100", "gpus": 1, "share": 0.4, "rows": 1000}
-BYTES_A_PIXEL = 1.5  # of a generated picture as PNG: measured on two of 1,024 pixels, 1.3 and 1.7
+BYTES_A_PIXEL = 1.5  # of a generated picture as PNG: measured on the two published I3 of 1,024 pixels: 1.3 and 1.6
 GB = 1e9
 
 
@@ -38,8 +39,6 @@ class Plan:
         self.size = self.shared["size"]
         self.rows = _count_rows(params["pick_high"]["pairs"]) or rows
 
-    # ---- models, each built once --------------------------------------------------------------------------------
-
     def _meter(self, run: Callable[[], Tensor], *modules: nn.Module, backward: bool = False) -> Meter:
         with Meter(*modules) as meter, torch.set_grad_enabled(backward):
             out = run()
@@ -47,14 +46,11 @@ class Plan:
                 out.float().mean().backward()
         return meter
 
-    def clip(self, source: str) -> nn.Module:
-        return blueprints.clip(self.shared["clip"] if UNSET in source or not source else source)
-
     @cached_property
     def scorer_bytes(self) -> int:
         """Of the towers that notebook 05 holds: one a source, ICT's and HP's those of the base CLIP."""
         with without_numbers(self.dtype):
-            base, pickscore = size_of(self.clip(self.shared["clip"])), size_of(self.clip(self.shared["pickscore"]))
+            base, pickscore = size_of(blueprints.clip(self.shared["clip"])), size_of(blueprints.clip(self.shared["pickscore"]))
         count = len({"clip", "ict", "hp"} & {*names_of(self.shared["scorers"])})
         return base * count + pickscore * ("pickscore" in names_of(self.shared["scorers"]))
 
@@ -102,8 +98,9 @@ class Plan:
         """ICT reads three pictures and two prompts a triplet, HP three pictures; half of HP's image tower is frozen."""
         own, texts = self.params[f"train_{stage}"], 2 if stage == "ict" else 0
         with without_numbers():
-            model = self.clip(self.shared["clip"])
-            trained = _freeze(model, own["frozen_fraction"], with_text=stage == "ict")
+            model = blueprints.clip(self.shared["clip"])
+            _freeze(model, own["frozen_fraction"], with_text=stage == "ict")
+            trained = _trained_numbers(model)
             batch = own["batch"] // self.gpus
             pixels = torch.empty(3 * batch, 3, *_side(model))
             tokens = torch.zeros(texts * batch, model.context_length, dtype=torch.long)
@@ -147,9 +144,9 @@ class Plan:
             x = self._latents(parts, batch * passes, requires_grad=True)
             last_steps = self._meter(lambda: sum(self._velocity(parts, x) for _ in range(k)), parts.transformer, backward=True)
             latents = self._latents(parts, own["decode_batch"], requires_grad=True)
-            tower = self.clip(self.shared["clip"]).requires_grad_(False)
+            tower = blueprints.clip(self.shared["clip"]).requires_grad_(False)
             rewarded = self._meter(lambda: self._reward(tower, parts.vae.decode(latents).sample.float()), parts.vae, tower, backward=True)
-            weights = size_of(parts.transformer) + size_of(parts.vae) + 12 * _lora_numbers(parts.transformer)
+            weights = size_of(parts.transformer) + size_of(parts.vae) + 12 * _trained_numbers(parts.transformer)
         weights += blueprints.positions_left_out(own["generator"]) * self.dtype.itemsize
         peak = max(last_steps.peak, rewarded.peak) if own["recompute_last_steps"] else last_steps.peak + rewarded.peak
         again = 1 / 3 if own["recompute_last_steps"] else 0  # the last steps' forward once more
@@ -187,16 +184,15 @@ def _side(model: nn.Module) -> tuple[int, int]:
     return size if isinstance(size, tuple) else (size, size)
 
 
-def _freeze(model: nn.Module, fraction: float, with_text: bool) -> int:
-    """Leave gradients to the layers that train; returns how many numbers these are."""
+def _freeze(model: nn.Module, fraction: float, with_text: bool) -> None:
+    """Leave gradients to the layers that train, as `train` does for ICT, with its text tower, and HP."""
     model.requires_grad_(False)
-    blocks = model.visual.transformer.resblocks
-    for block in blocks[round(len(blocks) * fraction) :]:
-        block.requires_grad_(True)
+    for layers, embeddings in (image_layers(model), text_layers(model)) if with_text else (image_layers(model),):
+        nn.ModuleList(layers).requires_grad_(True)
+        freeze(layers, embeddings, fraction)
     if with_text:
-        model.requires_grad_(True)
-        model.logit_scale.requires_grad_(False)
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+        for projection in (model.visual.proj, model.text_projection):
+            projection.requires_grad_(True)
 
 
 class _Lora(nn.Module):
@@ -221,8 +217,8 @@ def _add_lora(transformer: nn.Module, rank: int) -> None:
             setattr(transformer.get_submodule(parent), name, _Lora(layer, rank))
 
 
-def _lora_numbers(transformer: nn.Module) -> int:
-    return sum(p.numel() for p in transformer.parameters() if p.requires_grad)
+def _trained_numbers(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def _count_rows(pairs: str) -> int:

@@ -73,12 +73,13 @@ def draft_step(
     with torch.set_grad_enabled(not recompute_last_steps):
         outputs = last_steps(x, rows)
     result, gradient = reward_gradient(pipe, outputs[0].detach(), rows, reward, decode_batch)
-    if recompute_last_steps or not result.valid.all():  # zero times the gradient of a sample that is not finite would be NaN
+    again = recompute_last_steps or not result.valid.all()
+    if again:  # zero times the gradient of a sample that is not finite would be NaN
         del outputs  # with the graph, before the next one is made
         x, rows, gradient = x[result.valid], rows[result.valid], gradient[result.valid]
     parts = torch.arange(len(rows), device=x.device).split(decode_batch if recompute_last_steps else len(rows))
     for part in parts:
-        if recompute_last_steps or not result.valid.all():
+        if again:
             outputs = last_steps(x[part], rows[part])
         if anchor:
             outputs[1] = outputs[1] * (len(part) / len(rows))  # a mean over the batch

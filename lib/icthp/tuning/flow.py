@@ -105,7 +105,7 @@ def latents(pipe: StableDiffusion3Pipeline, pixels: Tensor) -> Tensor:
 
 def decode(pipe: StableDiffusion3Pipeline, latents: Tensor) -> Tensor:
     """Latents -> pixels (b, 3, h, w) in [0, 1], differentiable; in the autoencoder's own arithmetic, as the pipeline decodes, for autocast
-    would keep what it normalises in float32: half as much memory again."""
+    would normalise in float32."""
     vae = pipe.vae
     with no_autocast(latents.device):
         pixels = vae.decode((latents / vae.config.scaling_factor + vae.config.shift_factor).to(vae.dtype)).sample
