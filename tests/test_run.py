@@ -205,6 +205,14 @@ def test_a_run_tells_its_headline_and_nothing_else(project):
 
 
 @pytest.mark.slow
+def test_the_kernel_does_not_say_that_it_was_interrupted(project):
+    """jupyter_client interrupts each kernel that it shuts down; one that is slow to end logs that as an error, for everybody to read."""
+    write(project / "n.ipynb", CELL, 'get_ipython().kernel.log.error("KeyboardInterrupt caught in kernel.")')
+    done = subprocess.run([sys.executable, "-m", "icthp.run", "n.ipynb", "stage"], cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0 and "KeyboardInterrupt" not in done.stderr
+
+
+@pytest.mark.slow
 def test_a_warning_of_a_cell_is_told_once(project):
     write(project / "n.ipynb", CELL, 'import warnings\nwarnings.warn("look here")')
     done = subprocess.run([sys.executable, "-m", "icthp.run", "n.ipynb", "stage"], cwd=project, capture_output=True, text=True)

@@ -29,7 +29,10 @@ from icthp.params import KINDS, coerce, parse_arguments, read_params
 from icthp.project import project_root
 
 TRAINING = ("seed", "precision")  # what every training takes of them
-KERNEL = Config(KernelManager={"transport_encryption": "auto"})  # without it every kernel warns that others may listen
+KERNEL = Config(
+    KernelManager={"transport_encryption": "auto"},  # without it every kernel warns that others may listen
+    NotebookClient={"extra_arguments": ["--log-level=CRITICAL"]},  # or one that is slow to end says that it was interrupted
+)
 HEADLINE = "headline"  # the tag of a cell whose output `main` prints
 SHARED_WORK = "shared-work"  # the tag of a cell in which several workers may help
 MICRO = "micro"  # the tag of a cell that needs the microworld, and the shared parameter that says whether it is there
