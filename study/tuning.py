@@ -14,6 +14,7 @@ import torch
 import icthp
 from icthp import evaluation, files, images, microworld, pipelines, run, tables, timing, tuning
 from icthp.evaluation import geneval
+from icthp.tuning import optimisers
 
 RUNS = results.RUNS / "tuning"
 CURVES = ["held_out_reward", "val_loss", "kb", "micro_correct", "micro_utility", "micro_richness", "micro_artefact", "micro_grid",
@@ -63,7 +64,7 @@ def seconds_of_steps(options: dict, params: dict, scorer) -> list[float]:
     pipe = pipelines.load_pipeline(own["generator"], transformer=own["transformer"])
     tuning.add_lora(pipe, own["rank"], seed=0)
     update = {"draft": partial(tuning.draft_step, k=own["k"], lv_samples=own["lv_samples"], anchor=own["anchor"], merge=True),
-              "dpo": partial(tuning.dpo_step, beta=own["dpo_beta"])}[own["method"]]  # fmt: skip
+              "dpo": partial(tuning.fit_step, loss=partial(optimisers.dpo, beta=own["dpo_beta"]))}[own["method"]]  # fmt: skip
     prompts = tables.read_lines(Path(shared["prompts"]) / "train.txt")[: own["batch"]]
     cond = tuning.encode(pipe, prompts)
     reward = lambda pixels, rows: scorer.score(pixels, [prompts[i] for i in rows.tolist()])

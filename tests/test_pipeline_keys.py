@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from icthp import images, pipelines, trainer
-from icthp.tuning import dpo, draft, encoding, identity, lora, sampling, training
+from icthp.tuning import draft, fitting, encoding, identity, lora, sampling, training
 
 TEXTS = ["a red circle", "two blue squares", "a green heart", "a star"]
 
@@ -141,7 +141,7 @@ ALIKE = [
     (lambda: torch.tensor(3).numpy(), lambda: torch.tensor(4).numpy()),
     (lambda: {"a": [1, (2, None)]}, lambda: {"a": [1, (3, None)]}),
     (lambda: partial(scale, by=partial(scale, by=1)), lambda: partial(scale, by=partial(scale, by=2))),
-    (lambda: draft.draft_step, lambda: dpo.dpo_step),
+    (lambda: draft.draft_step, lambda: fitting.fit_step),
     (lambda: functools.reduce, lambda: functools.lru_cache),
 ]  # fmt: skip
 

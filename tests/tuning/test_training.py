@@ -56,7 +56,9 @@ sd3, out, method = sys.argv[1:]
 torch.set_num_threads(1)
 pipe = pipelines.load_pipeline(sd3)
 tuning.add_lora(pipe, rank=2)
-update = {"draft": partial(tuning.draft_step, steps=2, lv_samples=2), "dpo": partial(tuning.dpo_step, steps=2, beta=50.0)}[method]
+from icthp.tuning import optimisers
+update = {"draft": partial(tuning.draft_step, steps=2, lv_samples=2),
+          "dpo": partial(tuning.fit_step, steps=2, loss=partial(optimisers.dpo, beta=50.0))}[method]
 reward = lambda pixels, prompts: -pixels.square().mean((1, 2, 3)) * torch.tensor([len(p) for p in prompts])
 history = tuning.tune(pipe, ["a red circle", "two blue stars", "a green heart"], reward, update, batch=4, steps=3, lr=1e-2, accumulate=2)
 tuning.save_lora(pipe, f"{out}.{__import__('accelerate').PartialState().process_index}")

@@ -1,8 +1,12 @@
-"""A generator is tuned on a reward: DRaFT-K, preference losses, and what both need.
+"""A generator is tuned on a reward: DRaFT-K and two dozen rivals, and what all need.
 
-`draft` backpropagates the reward through the last steps of the sampler, `dpo` asks it for an order only; `flow` has the sampler's steps,
-`rewards` what pictures are worth, `training` runs either in the training loop, `monitor` measures held-out prompts meanwhile. `lora` adds,
-saves and loads the LoRA, `encoding` encodes prompts, `sampling` draws pictures, `identity` tells runs and files of pictures apart."""
+A way of tuning is an update, a function that leaves a gradient in the LoRA; `training` runs it in the training loop. `draft` backpropagates
+the reward through the last steps of the sampler, `jumping` into single steps (`endpoint` has their form). `fitting` fits own pictures
+noised anew, `walking` takes random steps (`stochastic`): both ask the reward for values only, with a loss of `optimisers`, which are made
+of `preferences` and `matching`. `negative` draws away from what was learnt, `costs` counts, `monitor` measures held-out prompts meanwhile.
+
+`flow` has the sampler's steps, `rewards` what pictures are worth, `lora` adds, saves and loads the LoRA, `encoding` encodes prompts,
+`sampling` draws pictures, `identity` tells runs and files of pictures apart."""
 
 import lazy_loader
 

@@ -31,32 +31,38 @@ class Sampler:
     def denoise(self, x: Tensor, steps: range, rows: Tensor) -> Tensor:
         """The latents x (m, c, h, w) after these steps, each of the prompt that `rows` (m,) names."""
         for i in steps:
-            x = self._step(x, i, self._velocity(x, i, rows))
+            x = self.step(x, i, self.velocity_at(x, self.sigmas[i], rows))
         return x
 
     def denoise_anchored(self, x: Tensor, steps: range, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The same, and the mean squared distance of the velocity from the untuned transformer's, summed over the steps."""
         anchor_loss = torch.zeros((), device=x.device)
         for i in steps:
-            v = self._velocity(x, i, rows)
-            with torch.no_grad(), without_lora(self.transformer):
-                base = self._velocity(x, i, rows)
+            v = self.velocity_at(x, self.sigmas[i], rows)
+            base = self.base_velocity_at(x, self.sigmas[i], rows)
             anchor_loss = anchor_loss + (v - base).square().mean()
-            x = self._step(x, i, v)
+            x = self.step(x, i, v)
         return x, anchor_loss
+
+    def base_velocity_at(self, x: Tensor, sigma: float, rows: Tensor) -> Tensor:
+        """The untuned transformer's, without a graph."""
+        with torch.no_grad(), without_lora(self.transformer):
+            return self.velocity_at(x, sigma, rows)
 
     def noise_to_last_step(self, x: Tensor, noise: Tensor) -> Tensor:
         """Finished latents at the level where the last step starts."""
         return (1 - self.sigmas[-2]) * x + self.sigmas[-2] * noise
 
-    def _step(self, x: Tensor, i: int, v: Tensor) -> Tensor:
+    def step(self, x: Tensor, i: int, v: Tensor) -> Tensor:
+        """The latents one Euler step after step i's."""
         return x + (self.sigmas[i + 1] - self.sigmas[i]) * v
 
-    def _velocity(self, x: Tensor, i: int, rows: Tensor) -> Tensor:
-        v = velocity(self.transformer, x, self.sigmas[i], [part[rows] for part in self.cond])
+    def velocity_at(self, x: Tensor, sigma: float, rows: Tensor) -> Tensor:
+        """The velocity at x (m, c, h, w) of this level, guided where the sampler is."""
+        v = velocity(self.transformer, x, sigma, [part[rows] for part in self.cond])
         if self.guidance > 1:
             negative = [part.expand(len(x), *part.shape[1:]) for part in self.negative]
-            v0 = velocity(self.transformer, x, self.sigmas[i], negative)
+            v0 = velocity(self.transformer, x, sigma, negative)
             v = v0 + self.guidance * (v - v0)
         return v
 
@@ -80,6 +86,17 @@ def noise_levels(pipe: StableDiffusion3Pipeline, steps: int) -> Tensor:
         name = type(scheduler).__name__
         raise ValueError(f"{name} is not supported, its {steps} steps are no Euler steps: take a FlowMatchEulerDiscreteScheduler")
     return scheduler.sigmas
+
+
+def draw_levels(pipe: StableDiffusion3Pipeline, count: int, generator, grid: int = 0) -> Tensor:
+    """(count,) noise levels on the transformer's device, in [0, 1), uniform but for the scheduler's shift; with `grid` those where the
+    steps of a sampler of so many start, all alike. generator: one, or one a row."""
+    rows = [(1, each) for each in generator] if isinstance(generator, list) else [(count, generator)]
+    uniform = torch.cat([torch.rand(n, generator=each, device=each.device) for n, each in rows]).to(pipe.transformer.device)
+    if grid:
+        return noise_levels(pipe, grid).to(uniform)[(uniform * grid).long()]
+    shift = pipe.scheduler.config.shift
+    return shift * uniform / (1 + (shift - 1) * uniform)
 
 
 def initial_noise(pipe: StableDiffusion3Pipeline, count: int, size, generator) -> Tensor:

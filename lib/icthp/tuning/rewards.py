@@ -45,6 +45,6 @@ def _micro_batch(pipe, latents: Tensor, rows: Tensor, reward: Reward) -> tuple[T
     latents = latents.requires_grad_(True)
     pixels, rewards = score_latents(pipe, latents, rows, reward)
     if not rewards.requires_grad:
-        raise ValueError("this reward has no gradient in the pixels: tune with dpo_step, which asks it for an order only")
+        raise ValueError("this reward has no gradient in the pixels: tune with fit_step, which asks it for values only")
     gradient = torch.autograd.grad(-rewards.sum(), latents)[0]
     return rewards.detach(), pixels.detach(), gradient
