@@ -16,7 +16,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from icthp.data import chat, refine, wording
+from icthp import chat
+from icthp.data import refine, wording
 from icthp.microworld import grammar
 from icthp.microworld.refiner import microworld_grammar
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from icthp.data import chat
+from icthp import chat
 
 INSTRUCTION = (
     "You prepare prompts for an image generator. Reason first, briefly, in this order. Subject: which objects, attributes, counts and "

@@ -19,5 +19,6 @@ from .jpeg import JpegScorer as JpegScorer
 from .loading import SOURCES as SOURCES
 from .loading import load as load
 from .loading import load_all as load_all
+from .relative import RelativeScorer as RelativeScorer
 from .states import fill as fill
 from .states import read_state as read_state

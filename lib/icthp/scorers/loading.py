@@ -5,18 +5,32 @@ from pathlib import Path
 
 from icthp.project import project_root
 from icthp.scorers.aesthetic import AestheticScorer, aesthetic_head
+from icthp.scorers.aesthetic_v25 import load_aesthetic_v25
 from icthp.scorers.base import Scorer
 from icthp.scorers.clip import load_clip, load_hps
+from icthp.scorers.clip_iqa import load_clip_iqa
 from icthp.scorers.combined import IctHpScorer
 from icthp.scorers.custom import is_custom, load_custom
+from icthp.scorers.cyclereward import load_cyclereward
+from icthp.scorers.endpoint import load_unified_reward, load_vision_reward
+from icthp.scorers.fga_blip2 import load_fga_blip2
 from icthp.scorers.hp import RELEASED_HEAD, load_hp
+from icthp.scorers.hps import load_hps_v1
+from icthp.scorers.hpsv3 import load_hpsv3
 from icthp.scorers.imagereward import load_imagereward
 from icthp.scorers.jpeg import make_jpeg
+from icthp.scorers.mps import load_mps
+from icthp.scorers.siglip import load_siglip
 from icthp.scorers.states import FILES, folder_of, weights_in
+from icthp.scorers.vqascore import load_vqascore
+from icthp.scorers.yes_no import load_yes_no
 
+PUBLISHED = {"imagereward": load_imagereward, "cyclereward": load_cyclereward, "fga_blip2": load_fga_blip2, "hps": load_hps_v1,
+             "hpsv2": load_hps, "hpsv3": load_hpsv3, "mps": load_mps, "siglip": load_siglip, "clip_iqa": load_clip_iqa,
+             "aesthetic_v25": load_aesthetic_v25, "vqascore": load_vqascore, "yes_no": load_yes_no, "unifiedreward": load_unified_reward,
+             "visionreward": load_vision_reward}  # fmt: skip
 SOURCES = {"clip": "local-dir:data/hub/clip", "pickscore": "local-dir:data/hub/pickscore", "ict": "local-dir:models/ict",
-           "hp": "models/hp", "icthp": "models", "hpsv2": None, "imagereward": None,
-           "aesthetic": None, "jpeg": ""}  # fmt: skip
+           "hp": "models/hp", "icthp": "models", "aesthetic": None, "jpeg": ""} | dict.fromkeys(PUBLISHED)  # fmt: skip
 STAGE_OF = {"clip": "`dvc pull` fetches data/", "pickscore": "`dvc pull` fetches data/",
             "ict": "`dvc repro train_ict` makes it", "hp": "`dvc repro train_hp` makes it"}  # fmt: skip
 OWN_FILES = {"hp": ("hp.safetensors", RELEASED_HEAD), "imagereward": ("ImageReward.pt",)}  # others have a CLIP's
@@ -30,12 +44,13 @@ def load_all(sources: dict[str, str | None], *, device=None, dtype=None) -> dict
 
 
 def load(name: str, source: str | None = None, *, device=None, dtype=None) -> Scorer:
-    """A scorer by name, frozen, in eval mode: clip, ict, hp, icthp, pickscore, hpsv2, imagereward, aesthetic, jpeg, or "file.py:Class",
-    a subclass of Scorer in a file of the project.
+    """A scorer by name, frozen, in eval mode: clip, ict, hp, icthp, pickscore, aesthetic, jpeg, one of PUBLISHED, or "file.py:Class", a
+    subclass of Scorer in a file of the project.
 
-    source: see checkpoints.read_clip for clip, ict, pickscore, hpsv2; a folder or "hf-hub:8y/HP" for hp; "ICT,HP" or their parent
-    for icthp; a folder or "hf-hub:org/repo" for imagereward; "CLIP,head.pth" for aesthetic; "512" for jpeg at 512 x 512 pixels; the
-    constructor's argument for a class. None: the folders of the project around the working directory. Raises ValueError for an
+    source: see checkpoints.read_clip for clip, ict, pickscore, hpsv2, clip_iqa; a folder or "hf-hub:8y/HP" for hp; "ICT,HP" or their
+    parent for icthp; "CLIP,head.pth" for aesthetic; "512" for jpeg at 512 x 512 pixels; the constructor's argument for a class; for the
+    others of PUBLISHED a folder or "hf-hub:org/repo" in their publisher's layout, which their loader's docstring gives. None: the folders
+    of the project around the working directory. Raises ValueError for an
     unknown name or weights that do not fit, FileNotFoundError for a missing folder."""
     return _load(name, source, {}).to(device=device, dtype=dtype)
 
@@ -121,10 +136,8 @@ def _build(name: str, sources: list[str], towers: dict) -> Scorer:
         return IctHpScorer(tower(load_clip, sources[0]), tower(load_hp, sources[1]).fold())
     if name == "aesthetic":
         return AestheticScorer(tower(load_clip, sources[0]), aesthetic_head(sources[1]))
-    if name == "imagereward":
-        return load_imagereward(*sources)
-    if name == "hpsv2":
-        return load_hps(*sources)
+    if name in PUBLISHED:
+        return PUBLISHED[name](*sources)
     if name == "pickscore":
         return load_clip(*sources, scaled=True)
     return tower(load_clip, *sources)

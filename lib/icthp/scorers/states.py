@@ -14,12 +14,13 @@ from torch import Tensor, nn
 STEMS = ("open_clip_model", "open_clip_pytorch_model", "model", "pytorch_model")  # open_clip's names first, as open_clip looks for them
 ENDINGS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pth")  # the safer ones first
 FILES = tuple(stem + ending for stem in STEMS for ending in ENDINGS)
+WRAPPERS = ("state_dict", "model")  # of Lightning and open_clip, of LAVIS
 PREFIXES = ("module.", "_orig_mod.")  # of DDP and of torch.compile
 CONFIG_FILES = ("*.json", "*.txt", "*.model", "*.md")
 
 
 def read_state(path) -> dict[str, Tensor]:
-    """The state dict in a file: safetensors, or a torch file without code, bare or under "state_dict"; or in the shards beside an index
+    """The state dict in a file: safetensors, or a torch file without code, bare or under one of WRAPPERS; or in the shards beside an index
     (.index.json) that it names. DDP's and torch.compile's prefixes are removed.
 
     Raises FileNotFoundError, or ValueError that names a file that is incomplete, empty, a Git LFS pointer, code, or no state dict, and
@@ -33,6 +34,19 @@ def read_state(path) -> dict[str, Tensor]:
         state = _to_state_dict(_load_file(path), path)
     check_finite(state, path)
     return state
+
+
+def under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The part of a state dict whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def renamed(state: dict[str, Tensor], pairs) -> dict[str, Tensor]:
+    """Each (old, new) replaced in every name, in this order."""
+    names = {name: name for name in state}
+    for old, new in pairs:
+        names = {name: changed.replace(old, new) for name, changed in names.items()}
+    return {names[name]: value for name, value in state.items()}
 
 
 def check_finite(state: dict[str, Tensor], source) -> None:
@@ -79,8 +93,9 @@ def _load_file(path: Path):
 
 
 def _to_state_dict(state, path: Path) -> dict[str, Tensor]:
-    """A state dict, bare or under "state_dict", without prefixes."""
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    """A state dict, bare or under one of WRAPPERS, without prefixes."""
+    wrapper = next((name for name in WRAPPERS if isinstance(state, dict) and isinstance(state.get(name), dict)), None)
+    state = state[wrapper] if wrapper else state
     if not isinstance(state, dict) or not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ValueError(f'{path} holds no state dict (names and tensors, bare or under "state_dict"): save model.state_dict()')
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None):
@@ -126,7 +141,9 @@ def folder_of(source: str, **options) -> Path:
     snapshot_download's."""
     if source.startswith("hf-hub:"):
         return Path(
-            snapshot_download(source.removeprefix("hf-hub:"), allow_patterns=[*CONFIG_FILES, "*.safetensors", "*.bin", "*.pt"], **options)
+            snapshot_download(
+                source.removeprefix("hf-hub:"), allow_patterns=[*CONFIG_FILES, "*.safetensors", "*.bin", "*.pt", "*.pth"], **options
+            )
         )
     return Path(source.removeprefix("local-dir:"))
 

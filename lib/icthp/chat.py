@@ -53,7 +53,7 @@ def open_endpoint(url: str, variable: str) -> Endpoint:
     except httpx.InvalidURL:
         base = httpx.URL("")
     if base.scheme not in ("http", "https") or not base.host:
-        raise ValueError("the refiner's url is no address of an endpoint: it should look like https://host/v1")
+        raise ValueError("the url is no address of an endpoint: it should look like https://host/v1")
     public = base.copy_with(username="", password="", query=None, fragment=None)
     return Endpoint(str(public), base.copy_with(path=base.path.rstrip("/") + "/chat/completions"), Key(key), variable)
 
