@@ -1,7 +1,8 @@
 """How people judged pictures, one axis at a time, and how far a score agrees with them.
 
-A table of votes has the columns prompt, image (a path), axis and value, a number that is higher for the better. READERS bring published
-sets into this form; none of their pictures trained anything here."""
+A table of votes has the columns prompt, image (a path), axis and value, a number that is higher for the better, and perhaps comparison:
+an id of the pair or ranking within which alone the value has a meaning. READERS bring published sets into this form; none of their pictures
+trained anything here."""
 
 import csv
 from functools import partial
@@ -13,22 +14,27 @@ import torch
 from scipy import stats
 
 from icthp.data.prompts import same_prompt
+from icthp.evaluation import vote_pairs, vote_sets
 from icthp.evaluation.geneval import read_metadata
 from icthp.evaluation.statistics import bootstrap_ci, pairwise_accuracy
+from icthp.evaluation.vote_rows import require
 from icthp.tables import declared, read_columns, read_csv, read_json
 
 COLUMNS = ["prompt", "image", "axis", "value"]
 
 
-def read(source: str) -> pd.DataFrame:
-    """Votes (COLUMNS) of "NAME:folder" for a published set of READERS, or of the path of a table of votes, its image paths relative to it.
-    ValueError and FileNotFoundError name the file, column and row that is not as it should be."""
+def read(source: str, out=None, **options) -> pd.DataFrame:
+    """Votes (COLUMNS, perhaps `comparison`) of "NAME:folder" for a published set of READERS, or of the path of a table of votes, its image
+    paths relative to it. out: a folder for the pictures of a set that keeps them inside its tables (WITH_PICTURES). options: of the set's
+    reader, such as split. ValueError and FileNotFoundError name the file, column and row that is not as it should be; the readers of
+    `vote_sets` and `vote_pairs` leave such a row out and warn, with the reasons in attrs["left_out"]."""
     name, _, folder = source.partition(":")
     if name in READERS:
-        return READERS[name](Path(folder))
+        return READERS[name](Path(folder), **options, **({"out": out} if name in WITH_PICTURES else {}))
     if name != source and not Path(source).exists():
         raise ValueError(f"there is no set of votes {name}: it is one of {', '.join(READERS)}, or give the path of a table")
-    return read_columns(source, ["image"], ["prompt", "axis"], ["value"])[COLUMNS]
+    table = read_columns(source, ["image"], ["prompt", "axis"], ["value"], ["comparison"])
+    return table[[*COLUMNS, *({"comparison"} & {*table})]]
 
 
 def flickr8k(folder: Path) -> pd.DataFrame:
@@ -47,13 +53,13 @@ def flickr8k(folder: Path) -> pd.DataFrame:
 def agiqa3k(folder: Path) -> pd.DataFrame:
     """AGIQA-3K (arXiv 2306.04717): data.csv with mean opinions of quality and alignment, pictures beside it."""
     path = folder / "data.csv"
-    rows = declared(path, read_csv(_require(path)), ["name", "prompt"], ["mos_quality", "mos_align"])
+    rows = declared(path, read_csv(require(path)), ["name", "prompt"], ["mos_quality", "mos_align"])
     return _votes(folder, rows["name"], rows.prompt, quality=rows.mos_quality, alignment=rows.mos_align)
 
 
 def imagereward(folder: Path) -> pd.DataFrame:
     """ImageReward's test.json (arXiv 2304.05977): rankings of the pictures of a prompt, 1 the best, pictures beside it."""
-    rows = _rankings(_require(folder / "test.json"))
+    rows = _rankings(require(folder / "test.json"))
     return _votes(folder, rows.generation, rows.prompt, preference=-rows.ranking)
 
 
@@ -61,9 +67,9 @@ def geneval(folder: Path) -> pd.DataFrame:
     """GenEval's people: every annotations_*.csv, with geneval_metadata.jsonl, pictures in {model}/00000/samples/00000.png. Axes, each the
     mean over the people: quality (1 to 4), realism of the objects (1 to 3), alignment, the share of the prompt's counts and colours
     that they confirm (not positions, whose reference the file does not tell)."""
-    prompts = read_metadata(_require(folder / "geneval_metadata.jsonl"))
+    prompts = read_metadata(require(folder / "geneval_metadata.jsonl"))
     files = sorted(folder.glob("annotations_*.csv"))
-    _require(files[0] if files else folder / "annotations_sdv2.csv")
+    require(files[0] if files else folder / "annotations_sdv2.csv")
     return pd.concat([_geneval_votes(folder, file, prompts) for file in files], ignore_index=True)
 
 
@@ -81,18 +87,16 @@ def _geneval_votes(folder: Path, file: Path, prompts: list[dict]) -> pd.DataFram
     return _votes(folder, images, mean.prompt, quality=mean.quality, realism=mean.realism, alignment=mean.alignment)
 
 
-READERS = {"flickr8k": flickr8k, "agiqa3k": agiqa3k, "imagereward": imagereward, "geneval": geneval}
-
-
-def _require(path: Path) -> Path:
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: it is a file of the published set, to be put there as it is")
-    return path
+READERS = {"flickr8k": flickr8k, "agiqa3k": agiqa3k, "imagereward": imagereward, "geneval": geneval,
+           "hpdv2": vote_sets.hpdv2, "imagerewarddb": vote_sets.imagereward_db, "aigciqa2023": vote_sets.aigciqa2023,
+           "evalmuse": vote_sets.evalmuse, "richhf": vote_sets.richhf, "hpdv3": vote_pairs.hpdv3, "hpdv3++": vote_pairs.hpdv3_plus,
+           "rapidata": vote_pairs.rapidata, "mmrb2": vote_pairs.mmrb2}  # fmt: skip
+WITH_PICTURES = {"richhf", "rapidata"}
 
 
 def _read_tabs(path: Path, texts: list[str], numbers=()) -> pd.DataFrame:
     """A file without a header whose cells tabs set apart; quotes are characters like others."""
-    return declared(path, read_csv(_require(path), [*texts, *numbers], delimiter="\t", quoting=csv.QUOTE_NONE), texts, numbers)
+    return declared(path, read_csv(require(path), [*texts, *numbers], delimiter="\t", quoting=csv.QUOTE_NONE), texts, numbers)
 
 
 def _rankings(path: Path) -> pd.DataFrame:
@@ -145,8 +149,9 @@ def agreement(table: pd.DataFrame, score: str = "score", resamples: int = 200, s
     `same_prompt` reads them), the number of pairs or judgements (n) and of prompts (groups).
 
     `pairs`: the share of pairs of pictures of one prompt that the score orders as people do (ties of the score count half, pairs that
-    people call equal are left out, a picture counts by the mean of its judgements). `spearman`, and `tau_c`, Kendall's tau-c, over all
-    judgements, as in CLIPScore. ValueError where nothing has both a score and a value."""
+    people call equal are left out, a picture counts by the mean of its judgements); of votes with a comparison, pairs within that.
+    `spearman`, and `tau_c`, Kendall's tau-c, over all judgements without a comparison, as in CLIPScore. ValueError where nothing has both
+    a score and a value."""
     if (incomplete := table[["prompt", "axis"]].isna().any(axis=1)).any():
         first = int(incomplete.to_numpy().argmax())
         raise ValueError(f"{incomplete.sum()} votes have no prompt or axis, the first in row {first}: fill them in")
@@ -156,17 +161,22 @@ def agreement(table: pd.DataFrame, score: str = "score", resamples: int = 200, s
         raise ValueError(f"no picture has both a value and a number in the column {score}")
     rows = []
     for axis, part in table.groupby("axis", sort=False):
-        measured = _pair_agreement(part, score, resamples, seed) | _correlations(part, score, resamples, seed)
+        alone = part[part.comparison.isna()] if "comparison" in part else part
+        measured = _pair_agreement(part, score, resamples, seed)
+        measured |= _correlations(alone, score, resamples, seed) if len(alone) else {}
         rows += [{"axis": axis, "measure": measure} | row for measure, row in measured.items()]
     return pd.DataFrame(rows)
 
 
 def ordered_pairs(votes: pd.DataFrame, score: str = "score") -> tuple[np.ndarray, np.ndarray]:
-    """For each pair of pictures of one prompt that people tell apart on one axis: does the column `score` order it as they do (1, 0.5 for a
-    tie, 0), and the prompt. A picture counts by the mean of its judgements."""
-    pictures = votes.groupby(["prompt", "image"], sort=False)[[score, "value"]].mean()
-    correct = {prompt: _correct_pairs(p.to_numpy(float)) for prompt, p in pictures.groupby(level="prompt", sort=False)}
-    return np.concatenate([*correct.values()]), np.repeat([*correct], [*map(len, correct.values())])
+    """For each pair of pictures of one prompt, or of one comparison where votes have that, which people tell apart on one axis: does the
+    column `score` order it as they do (1, 0.5 for a tie, 0), and the prompt. A picture counts by the mean of its judgements."""
+    comparison = votes.comparison.astype(object) if "comparison" in votes else pd.Series(None, votes.index, dtype=object)
+    votes = votes.assign(comparison=comparison.where(comparison.notna(), ""))
+    groups = ["prompt", "comparison"]
+    pictures = votes.groupby([*groups, "image"], sort=False)[[score, "value"]].mean()
+    correct = {group: _correct_pairs(p.to_numpy(float)) for group, p in pictures.groupby(level=groups, sort=False)}
+    return np.concatenate([*correct.values()]), np.repeat([prompt for prompt, _ in correct], [*map(len, correct.values())])
 
 
 def _pair_agreement(votes: pd.DataFrame, score: str, resamples: int, seed: int) -> dict[str, dict]:
