@@ -19,6 +19,8 @@ from .models import new_sd3 as new_sd3
 from .models import new_transformer as new_transformer
 from .models import new_vae as new_vae
 from .models import train_tokenizer as train_tokenizer
+from .oracle import UtilityScorer as UtilityScorer
+from .oracle import smooth_qualities as smooth_qualities
 from .refiner import CLASSES as CLASSES
 from .refiner import microworld_grammar as microworld_grammar
 from .renderer import layout as layout
