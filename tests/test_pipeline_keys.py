@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from icthp import images, pipelines, trainer
-from icthp.tuning import draft, fitting, encoding, identity, lora, sampling, training
+from icthp.tuning import draft, encoding, fitting, identity, lora, sampling, training
 
 TEXTS = ["a red circle", "two blue squares", "a green heart", "a star"]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import grad, gradcheck
 
-from icthp.tuning.endpoint import direct_align, drtune, endpoint, last_step, refl, sparse
+from icthp.tuning.endpoint import direct_align, drtune, endpoint, last_step, one_step, refl, sparse
 
 SIGMAS = [1.0, 0.9, 0.7, 0.4, 0.0]
 
@@ -56,7 +56,7 @@ def paths(choose, count=300):
 
 
 def test_paths_stop_and_are_active_where_their_method_says():
-    assert set(paths(last_step)) == {(4, (3,), 1.0)}
+    assert set(paths(last_step)) == {(4, (3,), 1.0)} and set(paths(lambda *at: one_step(*at, i=1))) == {(4, (1,), 1.0)}
     assert {(p.stop, p.active) for p in paths(refl)} == {(2, (2,)), (3, (3,))}
     for path in paths(drtune):
         assert path.stop in (2, 3) and len(path.active) == 2 and path.active[-1] <= path.stop

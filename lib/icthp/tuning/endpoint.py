@@ -49,6 +49,11 @@ def last_step(sigmas: list[float], generator: torch.Generator) -> Path:
     return Path(steps, (steps - 1,))
 
 
+def one_step(sigmas: list[float], generator: torch.Generator, *, i: int) -> Path:
+    """All steps, a graph of step i alone: where in a trajectory does the reward's gradient do what? Cost T F and 1 G."""
+    return Path(len(sigmas) - 1, (i,))
+
+
 def refl(sigmas: list[float], generator: torch.Generator, *, first: float = 0.5) -> Path:
     """ReFL (arXiv 2304.05977; THUDM/ImageReward): a random stop in the later part, from `first` of the steps on, and a jump with a graph
     from there. Cost at most (T - 1) F and 1 G."""

@@ -45,7 +45,7 @@ def jump_step(
     decode_batch: int = 16,
 ) -> RewardStep:
     """`draft_step`'s cheaper twins: adds the gradient of -mean(reward) of `endpoint`, a path of the sampler's steps and a jump (`path_of`,
-    of `endpoint`), whose active steps see latents without a graph. No two of their graphs are in memory at once, nor one with the decoder's.
+    of `endpoint`), whose active steps see latents without a graph. One of their graphs is in memory at a time, and none with the decoder's.
 
     pictures (b, c, h, w): ImageReFL (arXiv 2505.22569; TorchRik/HumanDiffusion@src/trainer/image_refl_trainer.py): latents of real pictures
     of the prompts, noised to a random level of the sampler's, from which the path begins; picture_weight: of the squared error of the

@@ -1,0 +1,283 @@
+"""The bench behind notebook 08, by study/rivals.yaml: `python study/rivals.py second_detector` trains the second detector, `... search`
+tries each method's knobs, `... run` tunes with every method, reward and seed, `... table` makes the tables. Any number of processes share
+the work, a run at a time; killed, each goes on with what no other has done."""
+
+import inspect
+import sys
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import results
+import rivals_tables
+import torch
+
+import icthp
+from icthp import evaluation, files, microworld, pipelines, run, shards, tables, trainer, tuning
+from icthp.data import wording
+from icthp.tuning import endpoint, fitting, flow, negative, optimisers, stochastic
+
+RUNS = results.RUNS / "rivals"
+SECOND_DETECTOR = Path("study/second_detector")  # in git, so that every machine measures with the same
+OWN = ("update", "prompts", "knob", "edited", "pictures", "negative_guidance", "lr")  # options that are not handed on
+NEEDS_GRADIENT = ("draft_step", "jump_step", "align_step", "pull_step")
+TRAIN = 512  # prompts
+
+
+# ---- a method ---------------------------------------------------------------------------------------------------
+
+
+def update_of(method: dict):
+    """The update of a method of rivals.yaml: each option goes to whoever knows its name, the loss, the rule of noise or the path before the
+    update itself. ValueError for an option that nobody knows."""
+    options = {name: value for name, value in method.items() if name not in OWN}
+    parts = {"loss": optimisers, "rule": stochastic, "path": endpoint, "captions": fitting}
+    made = {}
+    for name, module in parts.items():
+        if name in options:
+            function = getattr(module, options.pop(name))
+            known = inspect.signature(function).parameters.keys() & options.keys()
+            made["path_of" if name == "path" else name] = partial(function, **{key: options.pop(key) for key in known})
+    update = getattr(tuning, method["update"])
+    if unknown := options.keys() - inspect.signature(update).parameters.keys() - inspect.signature(fitting.fit_loss).parameters.keys():
+        raise ValueError(f"nobody knows the option {', '.join(sorted(unknown))} of {method}")
+    return partial(update, **made, **options)
+
+
+def inputs_of(method: dict, pipe) -> dict:
+    """What the update takes of a batch's prompts beside: a caption with one attribute changed, latents of renders of any richness."""
+    made = {}
+    if method.get("edited"):
+        made["edited"] = lambda prompts: tuning.encode(pipe, [wording.hard_negative(p, 0, microworld.CLASSES) for p in prompts])
+    if method.get("pictures"):
+        made["pictures"] = lambda prompts: tuning.latents(pipe, renders(prompts))
+    return made
+
+
+def renders(prompts: list[str]) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))  # torch's numbers are seeded by the step
+    return microworld.render(microworld.parse(prompts, generator).at(torch.rand(len(prompts), generator=generator)))
+
+
+# ---- rewards ----------------------------------------------------------------------------------------------------
+
+
+class Standardised(icthp.scorers.Scorer):
+    """A scorer in standard deviations of its scores of the untuned generator's pictures, from their mean."""
+
+    def __init__(self, scorer, pixels, prompts):
+        super().__init__()
+        scores = evaluation.score_all(scorer, pixels, prompts)
+        self.scorer, self.mean, self.deviation = scorer, scores.mean().item(), scores.std().item()
+
+    def extra_repr(self) -> str:
+        return f"{self.mean}, {self.deviation}"
+
+    def forward(self, pixels, prompts):
+        return (self.scorer(pixels, prompts) - self.mean) / self.deviation
+
+
+class Mean(icthp.scorers.Scorer):
+    """The mean of scorers, each standardised, less a penalty times the artefacts that a detector reads."""
+
+    def __init__(self, parts, detector=None, penalty=0.0):
+        super().__init__()
+        self.parts, self.detector, self.penalty = torch.nn.ModuleList(parts), detector, penalty
+
+    def extra_repr(self) -> str:
+        return f"penalty={self.penalty}"
+
+    def forward(self, pixels, prompts):
+        mean = torch.stack([part(pixels, prompts) for part in self.parts]).mean(0)
+        if self.penalty:
+            mean = mean - self.penalty * microworld.smooth_qualities(self.detector, pixels, _scenes(prompts))["artefact"]
+        return mean
+
+
+def _scenes(prompts: list[str]):
+    return microworld.parse(prompts, torch.Generator().manual_seed(0))
+
+
+def rich(prompt: str) -> str:
+    """The longest caption of a scene that the prompt describes."""
+    return microworld.captions(_scenes([prompt]).at(1), "long")[0]
+
+
+def reward_of(name: str, needs_gradient: bool, base: torch.Tensor, prompts: list[str], shared: dict):
+    """The scorer of a reward of rivals.yaml, standardised on the untuned generator's pictures `base` of the prompts."""
+    load = lambda part: icthp.load(part, shared.get(part) or {"icthp": shared["models"], "ict": f"local-dir:{shared['models']}/ict",
+                                                              "hp": f"{shared['models']}/hp"}[part])  # fmt: skip
+    detector = microworld.Detector.load(shared["micro_detector"]).requires_grad_(False)
+    standardised = lambda scorer: Standardised(scorer, base, prompts)
+    if name in ("truth", "votes"):
+        scorer = microworld.UtilityScorer(detector, smooth=needs_gradient, votes=name == "votes")
+    elif name.startswith("relative_"):
+        scorer = icthp.scorers.RelativeScorer(load(name.removeprefix("relative_")), rich, str)
+    elif name.startswith("mean"):
+        parts = [standardised(load(part)) for part in ("pickscore", "ict", "hp")]
+        scorer = Mean(parts, detector, penalty=2.0 if name == "mean_less_artefacts" else 0.0)
+    else:
+        scorer = load(name)
+    return standardised(scorer.eval().requires_grad_(False))
+
+
+# ---- a run ------------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """What all runs have in common: a fresh generator for each, prompts, the second detector, what the untuned generator draws."""
+
+    def __init__(self, config: dict, shared: dict, draft: dict):
+        self.config, self.shared, self.draft = config, shared, draft
+        self.second_detector = microworld.Detector.load(SECOND_DETECTOR).requires_grad_(False)
+        self.clip = icthp.load("clip", shared["clip"])
+        self.train = tables.read_lines(Path(shared["prompts"]) / "train.txt")[:TRAIN]
+        self.test = tables.read_lines(Path(shared["prompts"]) / "test.txt")
+        self.base = self.draw(self.generator(), self.train[:64], 0)
+
+    def generator(self):
+        return pipelines.load_pipeline(self.draft["generator"], transformer=self.draft["transformer"])
+
+    def draw(self, pipe, prompts, seed):
+        return tuning.generate(pipe, prompts, steps=self.shared["sampler_steps"], size=self.shared["size"], seed=seed)
+
+    def trajectory(self, method: dict, reward: str, seed: int, budget: int, prompts: list[str], times: int) -> pd.DataFrame:
+        """One run, evaluated before and `times` times: a row an evaluation and held-out prompt, with the steps and the costs until then."""
+        pipe = self.generator()
+        tuning.add_lora(pipe, self.config["bench"]["rank"], seed=seed)
+        scorer = reward_of(reward, method["update"] in NEEDS_GRADIENT, self.base, self.train[:64], self.shared)
+        update = partial(update_of(method), steps=self.shared["sampler_steps"], size=self.shared["size"])
+        inputs = inputs_of(method, pipe)
+        options = {"batch": method["prompts"], "lr": method["lr"], "schedule": "constant", "weight_decay": 0.0, "betas": (0.9, 0.999),
+                   "seed": seed, "inputs": inputs, "label": f"{method['update']} {reward}"}  # fmt: skip
+        steps = max(times, round(budget / self.equivalents_of_a_step(update, method, scorer)))
+        costs, evaluations = tuning.Costs(), []
+
+        def evaluate(_, step: int) -> float:
+            evaluations.append(self.measure(pipe, method, scorer, prompts, seed).assign(step=step + 1, **costs.as_dict()))
+            return 0.0
+
+        every = -(-steps // times)
+        evaluate(None, -1)
+        tuning.tune(pipe, self.train, scorer.score, partial(tuning.counted, costs, update), steps=steps, warmup=steps // 10,
+                    validate=evaluate, validate_every=every, **options)  # fmt: skip
+        return pd.concat(evaluations, ignore_index=True)
+
+    def equivalents_of_a_step(self, update, method: dict, scorer) -> float:
+        """The mean of three, on a generator of its own."""
+        pipe, costs = self.generator(), tuning.Costs()
+        tuning.add_lora(pipe, self.config["bench"]["rank"], seed=0)
+        tuning.tune(pipe, self.train, scorer.score, partial(tuning.counted, costs, update), batch=method["prompts"], steps=3, lr=1e-5,
+                    inputs=inputs_of(method, pipe), label="cost")  # fmt: skip
+        return costs.equivalents / 3
+
+    @torch.no_grad()
+    def measure(self, pipe, method: dict, scorer, prompts: list[str], seed: int) -> pd.DataFrame:
+        """rivals_tables.MEASURES of each held-out prompt's picture; of all together their Vendi score over their number, and the mean
+        squared distance of the velocity from the untuned one."""
+        guidance = method.get("negative_guidance", 0.0)
+        with negative.negative_branch(pipe.transformer, guidance) if guidance else torch.no_grad():
+            pixels = self.draw(pipe, prompts, 1000 * (seed + 1))
+        qualities = microworld.read_qualities(self.second_detector, pixels, _scenes(prompts))
+        values = {"utility": microworld.utility(qualities), "reward": evaluation.score_all(scorer, pixels, prompts)}
+        values |= {name: qualities[name] for name in ("alignment", "richness", "artefact")}
+        features = self.clip.image_features(pixels)
+        vendi = evaluation.vendi(features, [0] * len(pixels)).item() / len(pixels)
+        return pd.DataFrame({name: part.numpy() for name, part in values.items()}).assign(
+            prompt=prompts, vendi=vendi, distance=self.distance(pipe, prompts))  # fmt: skip
+
+    def distance(self, pipe, prompts: list[str]) -> float:
+        sampler = flow.Sampler(pipe, *tuning.encode(pipe, prompts), self.shared["sampler_steps"])
+        x = flow.initial_noise(pipe, len(prompts), self.shared["size"], torch.Generator().manual_seed(0))
+        steps = range(self.shared["sampler_steps"])
+        return (sampler.denoise_anchored(x, steps, torch.arange(len(x)))[1] / len(steps)).item()
+
+
+# ---- jobs -------------------------------------------------------------------------------------------------------
+
+
+def train_second_detector(config: dict) -> None:
+    """A detector of another seed on scenes of its own."""
+    seed = config["seed"]
+    torch.manual_seed(seed)
+    detector = microworld.Detector()
+
+    def loss(model, step):
+        generator = torch.Generator().manual_seed(seed * 100_003 + step)
+        scenes = microworld.sample(config["batch"], generator)
+        return microworld.detector_loss(model, microworld.render(scenes), scenes, generator), {}
+
+    trainer.train(detector, loss, steps=config["steps"], lr=config["lr"], warmup=config["steps"] // 20, seed=seed,
+                  checkpoint=RUNS / "second_detector.pt", label="second detector")  # fmt: skip
+    detector.save(SECOND_DETECTOR)
+
+
+def candidates(config: dict) -> list[tuple[str, dict]]:
+    """(method's name, method with its knobs set) of every run of the search."""
+    found = []
+    for name, method in config["methods"].items():
+        knob, values = next(iter(method["knob"].items()), ("", [None]))
+        found += [(name, method | {"lr": lr} | ({knob: value} if knob else {})) for lr in config["search"]["lr"] for value in values]
+    return found
+
+
+def place_of_candidate(name: str, method: dict) -> Path:
+    knobs = [method["lr"], *(method[knob] for knob in method["knob"])]
+    return RUNS / "search" / f"{name}-{'-'.join(f'{knob:g}' for knob in knobs)}.parquet"
+
+
+def chosen(config: dict) -> dict[str, dict]:
+    """Each method with the knobs of the search's best run, by the reward itself at its end; ValueError where one was not searched."""
+    searched = pd.read_csv(rivals_tables.SEARCH).set_index("run").reward
+    best = {}
+    for name, method in candidates(config):
+        run_name = place_of_candidate(name, method).stem
+        if run_name not in searched.index:
+            raise ValueError(f"{run_name} was not searched: python study/rivals.py search")
+        if name not in best or searched[run_name] > best[name][0]:
+            best[name] = searched[run_name], method
+    return {name: method for name, (_, method) in best.items()}
+
+
+def jobs(config: dict) -> list[tuple[str, str, int]]:
+    """(method, reward, seed) of every run, seed after seed."""
+    pairs = [(method, reward) for reward, who in config["rewards"].items() for method in (config["methods"] if who == "all" else who)]
+    return [(method, reward, seed) for seed in config["bench"]["seeds"] for method, reward in pairs]
+
+
+def do_all(places: list[Path], make, earlier=frozenset()) -> None:
+    """Make the files that are not there; earlier: the numbers of those whose rows are in the table already."""
+    is_done = lambda k: k in earlier or places[k].exists()
+    shards.make_all(places, lambda k: files.atomic(places[k], make(k).to_parquet), is_done, "runs")
+
+
+def main(argv: list[str]) -> None:
+    run.enter_project()
+    torch.set_num_threads(1)  # two processes on two cores
+    config, params = run.read_params("study/rivals.yaml"), run.read_params()
+    RUNS.mkdir(parents=True, exist_ok=True)
+    if argv == ["second_detector"]:
+        return train_second_detector(config["second_detector"])
+    if argv == ["table"]:
+        return rivals_tables.main(config, RUNS)
+    bench = Bench(config, params["shared"], params["draft"])
+    own, search = config["bench"], config["search"]
+    if argv == ["search"]:
+        tried = candidates(config)
+        prompts = bench.test[own["held_out"] : 2 * own["held_out"]]
+        do_all([place_of_candidate(*candidate) for candidate in tried],
+               lambda k: bench.trajectory(tried[k][1], "truth", search["seed"], search["budget"], prompts, 1))  # fmt: skip
+        rivals_tables.write_search([(candidate[0], place_of_candidate(*candidate)) for candidate in tried])
+    elif argv == ["run"]:
+        methods, todo, common = chosen(config), jobs(config), (own["budget"], bench.test[: own["held_out"]], own["evaluations"])
+        done = rivals_tables.done()
+        do_all([RUNS / f"{method}-{reward}-{seed}.parquet" for method, reward, seed in todo],
+               lambda k: bench.trajectory(methods[todo[k][0]], *todo[k][1:], *common),
+               {k for k, job in enumerate(todo) if job in done})  # fmt: skip
+    else:
+        raise ValueError(f"{' '.join(argv)} is none of second_detector, search, run, table")
+
+
+if __name__ == "__main__":
+    run.own_code()
+    main(sys.argv[1:])

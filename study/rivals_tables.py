@@ -1,0 +1,98 @@
+"""The tables of the bench: study/rivals_rows.parquet, every evaluation of every run, also after study/runs is deleted, and what follows
+from it, study/rivals.csv (gains at equal budgets) and study/rivals_runs.csv (one row a run)."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import results
+
+from icthp import files
+
+ROWS, SEARCH = Path("study/rivals_rows.parquet"), Path("study/rivals_search.csv")
+RUN = ["method", "reward_name", "seed"]
+MEASURES = ("utility", "reward", "alignment", "richness", "artefact")
+BUDGETS = {"equivalents": (4000, 8000, 16000), "rewards": (500, 1000), "seconds": (10, 20, 40)}  # of a run, which goes on to its end
+LOST_ALIGNMENT, LOST_UTILITY = 0.15, 0.3  # below the untuned generator's: collapsed
+
+
+def collect(runs: Path) -> pd.DataFrame:
+    """Every evaluation of the runs that are done, a row a held-out prompt. A run that is no longer in `runs` stays as it was."""
+    found = [pd.read_parquet(path).assign(**dict(zip(RUN, run_of(path)))) for path in sorted(runs.glob("*-*-*.parquet"))]
+    done = {tuple(part[RUN].iloc[0]) for part in found}
+    if ROWS.exists():
+        earlier = pd.read_parquet(ROWS)
+        found.append(earlier[[run not in done for run in earlier[RUN].itertuples(index=False, name=None)]])
+    rows = pd.concat(found, ignore_index=True)
+    numbers = rows.select_dtypes("float").columns
+    rows[numbers] = rows[numbers].round(4).astype("float32")
+    files.atomic(ROWS, lambda partial: rows.to_parquet(partial, compression="zstd", index=False))
+    return rows
+
+
+def run_of(path: Path) -> tuple[str, str, int]:
+    method, reward, seed = path.stem.split("-")
+    return method, reward, int(seed)
+
+
+def done() -> set[tuple[str, str, int]]:
+    """The runs in ROWS."""
+    return set(pd.read_parquet(ROWS, columns=RUN).drop_duplicates().itertuples(index=False, name=None)) if ROWS.exists() else set()
+
+
+# ---- equal budgets ----------------------------------------------------------------------------------------------
+
+
+def gains(rows: pd.DataFrame, cost: str, budget: float) -> pd.DataFrame:
+    """Each run's measures at this cost less those before it, between two evaluations on a straight line; a row a run, measure and prompt,
+    in the columns of `results`. Runs that ended with less are left out."""
+    parts = []
+    for run, part in rows.groupby(RUN, sort=False):
+        spent = part.groupby("step")[cost].first()
+        if spent.iloc[-1] < 0.98 * budget:
+            continue
+        for measure in MEASURES:
+            values = part.pivot(index="step", columns="prompt", values=measure)
+            gain = [np.interp(budget, spent, values[prompt]) - values[prompt].iloc[0] for prompt in values]
+            parts.append(
+                results.rows_of(f"{measure}@{cost}={budget:g}", values.columns, gain).assign(stage=run[1], row=run[0], seed=run[2])
+            )
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=results.COLUMNS)
+
+
+def per_run(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row a run: what it ended with, its costs, and the equivalents at its first collapsed evaluation (NaN where there is none)."""
+    table = []
+    for run, part in rows.groupby(RUN, sort=False):
+        means = part.groupby("step").mean(numeric_only=True)
+        first, last = means.iloc[0], means.iloc[-1]
+        collapsed = (means.alignment < first.alignment - LOST_ALIGNMENT) | (means.utility < first.utility - LOST_UTILITY)
+        at = means.equivalents[collapsed].iloc[0] if collapsed.any() else np.nan
+        ends = {f"{name}_gain": last[name] - first[name] for name in MEASURES} | {"vendi": last.vendi, "vendi_before": first.vendi}
+        costs = {name: last[name] for name in ("equivalents", "forwards", "graphs", "rewards", "reward_gradients", "seconds", "distance")}
+        best = {"best_utility_gain": means.utility.max() - first.utility, "collapsed_at": at, "steps": means.index[-1]}
+        table.append(dict(zip(RUN, run)) | ends | best | costs)
+    return pd.DataFrame(table)
+
+
+def write_search(places: list[tuple[str, Path]]) -> None:
+    """A row a run of the search: what the reward and the measured utility had gained at its end."""
+    table = []
+    for method, path in places:
+        rows = pd.read_parquet(path)
+        first, last = (rows[rows.step == step] for step in (rows.step.min(), rows.step.max()))
+        gained = {name: last[name].mean() - first[name].mean() for name in ("reward", "utility")}
+        table.append({"run": path.stem, "method": method} | gained | {"seconds": last.seconds.iloc[0]})
+    results.write(pd.DataFrame(table), str(SEARCH))
+
+
+def main(config: dict, runs: Path) -> None:
+    rows = collect(runs)
+    stages = {reward: sorted(part.method.unique()) for reward, part in rows.groupby("reward_name", sort=False)}
+    budgets = [(cost, budget) for cost, several in BUDGETS.items() for budget in several]
+    values = pd.concat([gains(rows, *budget) for budget in budgets], ignore_index=True)
+    found = results.summarise(values, stages, "draft_1")
+    results.write(found.assign(estimand=results.ESTIMAND), "study/rivals.csv")
+    results.write(per_run(rows), "study/rivals_runs.csv")
+    wanted = sum(len(config["methods"]) if who == "all" else len(who) for who in config["rewards"].values()) * len(config["bench"]["seeds"])
+    print(f"{len(rows.groupby(RUN))} of {wanted} runs are done")

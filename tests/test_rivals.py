@@ -1,0 +1,155 @@
+"""The bench of notebook 08: every method of study/rivals.yaml is built, runs, is measured by a detector that nothing else uses, and is
+tabled at equal budgets."""
+
+import inspect
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from conftest import ROOT
+from icthp import microworld, pipelines, tuning
+from icthp.tuning import optimisers
+
+
+@pytest.fixture(scope="module")
+def config():
+    return YAML(typ="safe").load(ROOT / "study/rivals.yaml")
+
+
+@pytest.fixture
+def rivals(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "study")
+    import rivals
+
+    return rivals
+
+
+def test_every_method_is_built_and_every_optimiser_is_there(rivals, config):
+    used = {method["loss"] for method in config["methods"].values() if "loss" in method}
+    defined = {name for name, f in inspect.getmembers(optimisers, inspect.isfunction) if f.__module__ == optimisers.__name__}
+    assert used == defined
+    for name, method in rivals.candidates(config):
+        update = rivals.update_of(method)
+        assert update.func is getattr(tuning, method["update"]), name
+        assert len(method["knob"]) <= 1, "one knob of its own beside the learning rate"
+    with pytest.raises(ValueError, match="nobody knows the option bta"):
+        rivals.update_of({"update": "fit_step", "loss": "dpo", "beta": 1.0, "bta": 2.0})
+
+
+def test_the_bench_is_as_large_as_it_says(rivals, config):
+    jobs = rivals.jobs(config)
+    assert len(jobs) == len(set(jobs)) >= 240 and {seed for *_, seed in jobs} == {0, 1, 2}
+    for reward in ("truth", "icthp"):
+        assert {method for method, of, _ in jobs if of == reward} == set(config["methods"])
+    of_votes = {method for method, reward, _ in jobs if reward == "votes"}
+    assert not {name for name in of_votes if config["methods"][name]["update"] in rivals.NEEDS_GRADIENT}, "votes have no gradient"
+    assert rivals.place_of_candidate(*rivals.candidates(config)[0]).name == "draft_1-0.0003-0.parquet"
+
+
+def test_the_chosen_knobs_are_the_rewards_best_not_the_utilitys(rivals, config, tmp_path, monkeypatch):
+    small = {"methods": {"a": {"knob": {"beta": [1.0, 2.0]}}, "b": {"knob": {}}}, "search": {"lr": [0.1, 0.2]}}
+    rows = [
+        ("a-0.1-1", 0.5, 9.0),
+        ("a-0.1-2", 0.9, 0.0),
+        ("a-0.2-1", 0.1, 0.0),
+        ("a-0.2-2", 0.2, 0.0),
+        ("b-0.1", 0.0, 0.0),
+        ("b-0.2", -1, 5),
+    ]
+    pd.DataFrame(rows, columns=["run", "reward", "utility"]).to_csv(tmp_path / "search.csv", index=False)
+    monkeypatch.setattr(rivals.rivals_tables, "SEARCH", tmp_path / "search.csv")
+    best = rivals.chosen(small)
+    assert (best["a"]["lr"], best["a"]["beta"], best["b"]["lr"]) == (0.1, 2.0, 0.1)
+    with pytest.raises(ValueError, match="b-0.3 was not searched"):
+        rivals.chosen(small | {"search": {"lr": [0.1, 0.2, 0.3]}} | {"methods": {"b": {"knob": {}}}})
+
+
+@pytest.mark.parametrize("name, expected", [("draft_1", (1, 1)), ("dpo", (2, 0)), ("npo", (2, 0)), ("tpo", (1, 0)), ("image_refl", (1, 1)),
+                                            ("cps_grpo", (4, 0)), ("spo", (None, 0))])  # fmt: skip
+def test_a_run_is_measured_with_its_costs(rivals, config, name, expected, sd3_folder, clip, scenes, monkeypatch):
+    """On a tiny generator: evaluations before, between and after; costs that rise; rewards and gradients as the method asks."""
+    torch.manual_seed(0)
+    detector = microworld.Detector(width=8).eval().requires_grad_(False)
+    bench = SimpleNamespace(config=config, shared={"sampler_steps": 4, "size": 32}, train=microworld.captions(scenes[:24]), clip=clip,
+                            second_detector=detector, generator=lambda: pipelines.load_pipeline(str(sd3_folder)))  # fmt: skip
+    for method in ("draw", "measure", "distance", "equivalents_of_a_step"):
+        setattr(bench, method, getattr(rivals.Bench, method).__get__(bench))
+    scorer = microworld.UtilityScorer(detector, smooth=config["methods"][name]["update"] in rivals.NEEDS_GRADIENT)
+    bench.base = torch.zeros(1)
+    monkeypatch.setattr(rivals, "reward_of", lambda *_: scorer)
+    monkeypatch.setattr(rivals, "renders", lambda prompts: torch.rand(len(prompts), 3, 32, 32))
+    method = next(m for n, m in rivals.candidates(config) if n == name) | {"prompts": 2}
+    rows = rivals.Bench.trajectory(bench, method, "truth", 0, 1, bench.train[:3], times=3)
+    assert sorted(rows.step.unique()) == [0, 1, 2, 3] and len(rows) == 12
+    assert set(rivals.rivals_tables.MEASURES) <= set(rows) and rows.notna().all().all()
+    spent = rows.groupby("step")[["equivalents", "rewards", "reward_gradients", "seconds"]].first()
+    assert (spent.diff().iloc[1:][["equivalents", "rewards", "seconds"]] > 0).all().all() and (spent.iloc[0] == 0).all()
+    rewards, gradients = expected
+    assert rewards is None or spent.rewards.iloc[-1] == 3 * 2 * rewards
+    assert spent.reward_gradients.iloc[-1] == 3 * 2 * gradients
+    assert rows[rows.step == 0].distance.iloc[0] == 0 < rows[rows.step == 3].distance.iloc[0]
+
+
+def a_run(method, seed, gain, reward="truth"):
+    """Two prompts; the utility rises by `gain` in all, most of it in the first half of the steps, whose cost is a third."""
+    steps = pd.DataFrame({"step": [0, 2, 4], "equivalents": [0, 2000, 6000], "rewards": [0, 300, 600], "seconds": [0.0, 9.0, 30.0],
+                          "share": [0, 0.75, 1]})  # fmt: skip
+    rows = pd.concat([steps.assign(prompt=prompt, base=base) for prompt, base in (("a", 1.0), ("b", 2.0))], ignore_index=True)
+    rows["utility"] = rows.base + gain * rows.share
+    for name in ("reward", "alignment", "richness", "artefact", "vendi", "distance"):
+        rows[name] = 0.5
+    for name in ("forwards", "graphs", "reward_gradients"):
+        rows[name] = 1
+    return rows.drop(columns=["share", "base"]).assign(method=method, reward_name=reward, seed=seed)
+
+
+def test_gains_at_equal_budgets(rivals):
+    rows = pd.concat([a_run("dpo", 0, 0.4), a_run("draft_1", 0, 0.8)])
+    tables = rivals.rivals_tables
+    found = tables.gains(rows, "equivalents", 4000)
+    of = lambda method: found[(found.row == method) & (found.measure == "utility@equivalents=4000")].value.tolist()
+    assert of("dpo") == pytest.approx([0.35, 0.35]) and of("draft_1") == pytest.approx([0.7, 0.7])
+    assert tables.gains(rows, "equivalents", 8000).empty and len(tables.gains(rows, "equivalents", 6100)) == 20
+    ends = tables.per_run(rows).set_index("method")
+    assert ends.utility_gain.round(6).to_dict() == {"dpo": 0.4, "draft_1": 0.8} and ends.collapsed_at.isna().all()
+    assert tables.per_run(a_run("dpo", 0, -0.5)).collapsed_at.item() == 2000
+
+
+def test_runs_that_are_done_stay_after_their_files_are_gone(rivals, tmp_path, monkeypatch, config):
+    tables = rivals.rivals_tables
+    monkeypatch.setattr(tables, "ROWS", tmp_path / "rows.parquet")
+    assert tables.done() == set()
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    plain = lambda *run: a_run(*run).drop(columns=["method", "reward_name", "seed"])
+    plain("dpo", 0, 0.1).to_parquet(runs / "dpo-truth-0.parquet")
+    tables.collect(runs)
+    (runs / "dpo-truth-0.parquet").rename(runs / "kto-truth-1.parquet")
+    rows = tables.collect(runs)
+    assert tables.done() == {("dpo", "truth", 0), ("kto", "truth", 1)} and len(rows) == 12
+    plain("kto", 1, 0.9).to_parquet(runs / "kto-truth-1.parquet")
+    rows = tables.collect(runs)
+    assert rows[rows.method == "kto"].utility.max() == pytest.approx(2.9, abs=1e-4) and len(rows) == 12
+    made = []
+    places = [tmp_path / f"{k}.parquet" for k in range(3)]
+    rivals.do_all(places, lambda k: made.append(k) or pd.DataFrame({"x": [k]}), earlier={1})
+    assert made == [0, 2] and not places[1].exists()
+    rivals.do_all(places, lambda k: made.append(k) or pd.DataFrame({"x": [k]}))
+    assert made == [0, 2, 1]
+
+
+def test_rewards_are_standardised_and_mixed(rivals, clip):
+    pixels = torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    prompts = ["a red circle", "two blue stars"] * 6
+    scorer = rivals.Standardised(clip, pixels, prompts)
+    values = scorer.score(pixels, prompts)
+    assert values.mean().item() == pytest.approx(0, abs=1e-4) and values.std().item() == pytest.approx(1, abs=1e-4)
+    detector = microworld.Detector(width=8).eval().requires_grad_(False)
+    mixed = rivals.Mean([scorer, scorer], detector, penalty=2.0).score(pixels, prompts)
+    spoilt = microworld.smooth_qualities(detector, pixels, rivals._scenes(prompts))["artefact"]
+    assert np.allclose(mixed, values - 2 * spoilt, atol=1e-5)
+    assert rivals.rich("a red circle").startswith("a ") and "red" in rivals.rich("a red circle") and len(rivals.rich("a red circle")) > 40
