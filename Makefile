@@ -8,11 +8,11 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 export DVC_NO_ANALYTICS := 1
-STORY := 01_scoring_paradox 01b_explanations 02_pick_high 03_train_ict 04_train_hp 05_draft_k 06_evaluate 07_figures
+STORY := 01_scoring_paradox 01b_explanations 02_pick_high 03_train_ict 04_train_hp 05_draft_k 06_evaluate 07_figures 08_rivals
 APPENDIX := A1_build_microworld A2_score_your_images A3_benchmarks A4_published_data
 LAB := tests/test_lab.py tests/test_lab_paper.py tests/test_plan.py
 
-.PHONY: repro check test test-lab data lab bench study study-keep readme site clean
+.PHONY: repro check test test-lab data lab bench study study-keep rivals readme site clean
 
 repro: .venv/ready  ## the paper at micro scale: every figure and table
 	dvc pull data.dvc
@@ -55,6 +55,13 @@ study: .venv/ready  ## controls and tunings, three seeds each, into study/*.csv:
 study-keep: .venv/ready  ## after a change that cannot touch the study: one row is run again; equal to the last digit, all stay valid
 	dvc repro train_hp strip strip_study
 	python study/keep.py $(ROW)
+
+rivals: .venv/ready  ## the bench of notebook 08 into study/rivals*: some hours on two cores; it goes on after a kill
+	dvc pull data.dvc
+	dvc repro train_hp
+	for worker in 1 2; do python study/rivals.py search & done; wait
+	for worker in 1 2; do python study/rivals.py run & done; wait
+	python study/rivals.py table
 
 bench: .venv/ready
 	python -m icthp.run notebooks/A3_benchmarks.ipynb bench

@@ -12,7 +12,7 @@ from icthp import files
 ROWS, SEARCH = Path("study/rivals_rows.parquet"), Path("study/rivals_search.csv")
 RUN = ["method", "reward_name", "seed"]
 MEASURES = ("utility", "reward", "alignment", "richness", "artefact")
-BUDGETS = {"equivalents": (4000, 8000, 16000), "rewards": (500, 1000), "seconds": (10, 20, 40)}  # of a run, which goes on to its end
+BUDGETS = {"equivalents": (2500, 5000, 10000), "rewards": (250, 500), "seconds": (5, 10, 20)}  # of a run, which goes on to its end
 LOST_ALIGNMENT, LOST_UTILITY = 0.15, 0.3  # below the untuned generator's: collapsed
 
 

@@ -47,7 +47,7 @@ def test_the_bench_is_as_large_as_it_says(rivals, config):
         assert {method for method, of, _ in jobs if of == reward} == set(config["methods"])
     of_votes = {method for method, reward, _ in jobs if reward == "votes"}
     assert not {name for name in of_votes if config["methods"][name]["update"] in rivals.NEEDS_GRADIENT}, "votes have no gradient"
-    assert rivals.place_of_candidate(*rivals.candidates(config)[0]).name == "draft_1-0.0003-0.parquet"
+    assert rivals.place_of_candidate(*rivals.candidates(config)[0]).name == "draft_1-0.001-0.parquet"
 
 
 def test_the_chosen_knobs_are_the_rewards_best_not_the_utilitys(rivals, config, tmp_path, monkeypatch):

@@ -34,7 +34,8 @@ def draft_step(
     recompute_last_steps: bool = False,
     merge: bool = False,
 ) -> RewardStep:
-    """One DRaFT step: adds the gradient of -mean(reward) to the LoRA parameters'; the caller owns the optimiser.
+    """One DRaFT step: adds the gradient of -mean(reward) to the LoRA parameters'; the caller owns the optimiser. Needs: the reward's
+    gradient. Cost: (T - k) F + k G, with an anchor k F more; for lv_samples T F + lv_samples G, and as many rewards.
 
     prompt_embeds (b, n, d), pooled (b, p): from `encode`. reward(pixels (m, 3, h, w), rows (m,) int64) -> (m,): rows says
     which prompts the pictures belong to; where it, its gradient at the picture or the sample itself is not finite, the picture is left

@@ -44,19 +44,21 @@ def draw_int(low: int, high: int, generator: torch.Generator) -> int:
 
 
 def last_step(sigmas: list[float], generator: torch.Generator) -> Path:
-    """DRaFT-1 (arXiv 2309.17400): all steps, a graph of the last one. Cost T F and 1 G."""
+    """DRaFT-1 (arXiv 2309.17400): all steps, a graph of the last one. Needs: the reward's gradient.
+    Cost: T F + 1 G."""
     steps = len(sigmas) - 1
     return Path(steps, (steps - 1,))
 
 
 def one_step(sigmas: list[float], generator: torch.Generator, *, i: int) -> Path:
-    """All steps, a graph of step i alone: where in a trajectory does the reward's gradient do what? Cost T F and 1 G."""
+    """All steps, a graph of step i alone: where in a trajectory does the reward's gradient do what?
+    Needs: the reward's gradient. Cost: T F + 1 G."""
     return Path(len(sigmas) - 1, (i,))
 
 
 def refl(sigmas: list[float], generator: torch.Generator, *, first: float = 0.5) -> Path:
     """ReFL (arXiv 2304.05977; THUDM/ImageReward): a random stop in the later part, from `first` of the steps on, and a jump with a graph
-    from there. Cost at most (T - 1) F and 1 G."""
+    from there. Needs: the reward's gradient. Cost: at most T F + 1 G."""
     steps = len(sigmas) - 1
     stop = draw_int(min(int(first * steps), steps - 1), steps, generator)
     return Path(stop, (stop,))
@@ -64,7 +66,8 @@ def refl(sigmas: list[float], generator: torch.Generator, *, first: float = 0.5)
 
 def drtune(sigmas: list[float], generator: torch.Generator, *, k: int = 2, latest: float = 0.4) -> Path:
     """DRTune (arXiv 2405.00760, as RuoyuWang-2077/FlowBP has it): every input of the network without a graph, k equally spaced steps with
-    one, a random offset, a random early stop within the `latest` part of the steps. Cost at most T F and k G."""
+    one, a random offset, a random early stop within the `latest` part of the steps. Needs: the reward's
+    gradient. Cost: at most T F + k G."""
     steps = len(sigmas) - 1
     stop = draw_int(steps - max(1, round(latest * steps)), steps, generator)
     every = max(1, (stop + 1) // k)
@@ -74,7 +77,7 @@ def drtune(sigmas: list[float], generator: torch.Generator, *, k: int = 2, lates
 def sparse(sigmas: list[float], generator: torch.Generator, *, k: int = 2, bias: float = 1.0) -> Path:
     """FlowBP-Sparse (arXiv 2606.11075; RuoyuWang-2077/FlowBP@flowbp/trainers/sd35/flowbp_sparse.py): k different steps, the i-th drawn with
     a probability as (i + 1)^bias, and half of what the others would have added: the factor is 1 + (all / active - 1) / 2, of the steps'
-    lengths. Cost T F and k G."""
+    lengths. Needs: the reward's gradient. Cost: T F + k G."""
     lengths = -torch.tensor(sigmas).diff()
     weight = torch.arange(1, len(sigmas), dtype=torch.float64, device=generator.device) ** bias
     active = sorted(torch.multinomial(weight, min(k, len(lengths)), generator=generator).tolist())

@@ -91,8 +91,8 @@ def align_step(
     gradient of -mean(reward), upwards of mean(reward), for the slope has the other sign there. (SRPO swaps the two prompts of its relative
     reward, which is minus the reward but for their weights.)
 
-    Two levels in lowest .. highest are drawn for each batch. Returns the pictures of the downward step. Needs: the reward's gradient. Cost
-    of a picture: T F + 1 F + 1 G and a reward with its gradient, the last three twice with the inversion."""
+    Two levels in lowest .. highest are drawn for each batch. Returns the pictures of the downward step. Needs: the reward's
+    gradient. Cost: (T + 1) F + 1 G, with the inversion 1 F + 1 G and a reward more."""
     sampler = Sampler(pipe, prompt_embeds, pooled, steps)
     rows = torch.arange(len(pooled), device=pooled.device)
     with torch.no_grad():
@@ -126,8 +126,8 @@ def pull_step(
     decode_batch: int = 16,
 ) -> RewardStep:
     """Reward Score Matching (arXiv 2604.17415): the reward's gradient at the finished latents, clipped at this quantile of the lengths,
-    then `pull_loss` at every level of the rollout, with strength (1 - sigma) times `strength`. Needs: the reward's gradient. Cost of a
-    picture: T F, T (1 G + 1 F), and one reward with its gradient. Leaves out what is not finite, as `draft_step` does."""
+    then `pull_loss` at every level of the rollout, with strength (1 - sigma) times `strength`. Needs: the reward's gradient. Cost: 2 T F +
+    T G. Leaves out what is not finite, as `draft_step` does."""
     sampler = Sampler(pipe, prompt_embeds, pooled, steps)
     x = initial_noise(pipe, len(pooled), size, generator)
     rows = torch.arange(len(pooled), device=x.device)

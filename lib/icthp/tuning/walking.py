@@ -147,8 +147,8 @@ def candidates_step(
     """SPO (arXiv 2406.04314; RockeyCoss/SPO@spo_training_and_inference/train_scripts/train_spo.py): at each random step n candidates of the
     next latents, what each would become in one jump is scored, and the best is preferred to the worst where it leads by more than `gap`:
     -log sigmoid(beta log clip q - beta log clip q'), q the ratio to the untuned transformer's density. A random one goes on. SPO trains a
-    reward on noisy latents; this one reads the pictures of the jumps. Needs: reward values. Cost of a prompt and random step: 1 G + 1 F,
-    n F and n rewards for the candidates.
+    reward on noisy latents; this one reads the pictures of the jumps. Needs: an order. Cost: (n + 2) F + 1 G and n
+    rewards, a prompt and random step.
 
     Returns the finished pictures, one a prompt, as `draft_step` does; prompts that are not finite are left out of every step."""
     sampler = Sampler(pipe, prompt_embeds, pooled, steps)
