@@ -31,7 +31,7 @@ def update_of(method: dict):
     """The update of a method of rivals.yaml: each option goes to whoever knows its name, the loss, the rule of noise or the path before the
     update itself. ValueError for an option that nobody knows."""
     options = {name: value for name, value in method.items() if name not in OWN}
-    parts = {"loss": optimisers, "rule": stochastic, "path": endpoint, "captions": fitting}
+    parts = {"loss": optimisers, "rule": stochastic, "path": endpoint, "arrange": fitting}
     made = {}
     for name, module in parts.items():
         if name in options:
@@ -149,7 +149,7 @@ class Bench:
         update = partial(update_of(method), steps=self.shared["sampler_steps"], size=self.shared["size"])
         inputs = inputs_of(method, pipe)
         options = {"batch": method["prompts"], "lr": method["lr"], "schedule": "constant", "weight_decay": 0.0, "betas": (0.9, 0.999),
-                   "seed": seed, "inputs": inputs, "label": f"{method['update']} {reward}"}  # fmt: skip
+                   "ema": self.config["bench"]["ema"], "seed": seed, "inputs": inputs, "label": f"{method['update']} {reward}"}  # fmt: skip
         steps = max(times, round(budget / self.equivalents_of_a_step(update, method, scorer)))
         costs, evaluations = tuning.Costs(), []
 
@@ -265,9 +265,11 @@ def main(argv: list[str]) -> None:
     if argv == ["search"]:
         tried = candidates(config)
         prompts = bench.test[own["held_out"] : 2 * own["held_out"]]
+        done = rivals_tables.searched()
         do_all([place_of_candidate(*candidate) for candidate in tried],
-               lambda k: bench.trajectory(tried[k][1], "truth", search["seed"], search["budget"], prompts, 1))  # fmt: skip
-        rivals_tables.write_search([(candidate[0], place_of_candidate(*candidate)) for candidate in tried])
+               lambda k: bench.trajectory(tried[k][1], "truth", search["seed"], search["budget"], prompts, 1),
+               {k for k, candidate in enumerate(tried) if place_of_candidate(*candidate).stem in done})  # fmt: skip
+        rivals_tables.write_search(RUNS / "search")
     elif argv == ["run"]:
         methods, todo, common = chosen(config), jobs(config), (own["budget"], bench.test[: own["held_out"]], own["evaluations"])
         done = rivals_tables.done()

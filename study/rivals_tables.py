@@ -12,7 +12,7 @@ from icthp import files
 ROWS, SEARCH = Path("study/rivals_rows.parquet"), Path("study/rivals_search.csv")
 RUN = ["method", "reward_name", "seed"]
 MEASURES = ("utility", "reward", "alignment", "richness", "artefact")
-BUDGETS = {"equivalents": (2500, 5000, 10000), "rewards": (250, 500), "seconds": (5, 10, 20)}  # of a run, which goes on to its end
+BUDGETS = {"equivalents": (5000, 10000, 20000), "rewards": (500, 1000), "seconds": (15, 30, 45)}  # of a run, which goes on to its end
 LOST_ALIGNMENT, LOST_UTILITY = 0.15, 0.3  # below the untuned generator's: collapsed
 
 
@@ -75,15 +75,24 @@ def per_run(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def write_search(places: list[tuple[str, Path]]) -> None:
-    """A row a run of the search: what the reward and the measured utility had gained at its end."""
+def searched() -> set[str]:
+    """The runs in SEARCH."""
+    return set(pd.read_csv(SEARCH).run) if SEARCH.exists() else set()
+
+
+def write_search(folder: Path) -> None:
+    """A row a run of the search: what the reward and the measured utility had gained at its end. A run without a file stays as it was."""
     table = []
-    for method, path in places:
+    for path in sorted(folder.glob("*.parquet")):
         rows = pd.read_parquet(path)
         first, last = (rows[rows.step == step] for step in (rows.step.min(), rows.step.max()))
         gained = {name: last[name].mean() - first[name].mean() for name in ("reward", "utility")}
-        table.append({"run": path.stem, "method": method} | gained | {"seconds": last.seconds.iloc[0]})
-    results.write(pd.DataFrame(table), str(SEARCH))
+        table.append({"run": path.stem, "method": path.stem.partition("-")[0]} | gained | {"seconds": last.seconds.iloc[0]})
+    found = pd.DataFrame(table)
+    if SEARCH.exists():
+        earlier = pd.read_csv(SEARCH)
+        found = pd.concat([found, earlier[~earlier.run.isin(found.run if len(found) else [])]], ignore_index=True)
+    results.write(found.sort_values("run", ignore_index=True), str(SEARCH))
 
 
 def main(config: dict, runs: Path) -> None:

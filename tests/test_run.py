@@ -257,6 +257,8 @@ def test_a_project_without_code_of_its_own_takes_what_is_installed(project):
 def test_need_says_which_stage(project):
     with pytest.raises(FileNotFoundError, match="dvc repro train_ict"):
         run.need("models/ict", "train_ict")
+    with pytest.raises(FileNotFoundError, match="is missing: `make rivals` makes it"):
+        run.need("study/rivals.csv", "make rivals")
     with pytest.raises(FileNotFoundError, match="`dvc pull data.dvc` fetches it"):
         run.need("data/prompts/test.txt", "data.dvc")
     assert run.need("n.ipynb", "x").name == "n.ipynb"

@@ -75,9 +75,9 @@ def own_code() -> None:
 
 
 def need(path, stage: str) -> Path:
-    """`path`, or one sentence that says which stage makes it; for a .dvc file in place of a stage, how to fetch it."""
+    """`path`, or one sentence that says which stage or "make TARGET" makes it; for a .dvc file in place of a stage, how to fetch it."""
     if not Path(path).exists():
-        made = f"`dvc repro {stage}` makes it (or run that notebook first)"
+        made = f"`{stage}` makes it" if stage.startswith("make ") else f"`dvc repro {stage}` makes it (or run that notebook first)"
         remedy = f"`dvc pull {stage}` fetches it" if stage.endswith(".dvc") else made
         raise FileNotFoundError(f"{path} is missing: {remedy}")
     return Path(path)

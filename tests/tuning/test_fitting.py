@@ -134,19 +134,23 @@ def test_what_a_loss_reads(pipe, prompt):
     assert torch.allclose(shared.base[:, 1], base, atol=1e-5) and not shared.base.requires_grad
 
 
-def test_captions_are_whose_the_method_says(pipe, prompt):
+def test_pictures_and_captions_are_whose_the_method_says(pipe, prompt):
     other = tuple(part.roll(1, 0) for part in prompt)
     latents, rewards = torch.randn(3, 2, 4, 8, 8), torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 2.0]])
     group = fitting.Group(latents, rewards, [prompt] * 2)
     two = fitting.one_picture_two_captions(group, other)
     assert torch.equal(two.latents[:, 1], latents[:, 0]) and two.rewards.tolist() == [[1, 0]] * 3 and two.conditions == [prompt, other]
+    drawn = fitting.Group(torch.randn(2, 3, 4, 8, 8), torch.tensor([[0.0, 2.0, 1.0], [5.0, 5.0, 5.0]]), [prompt] * 3)
+    ends = fitting.best_and_worst(drawn, None)
+    assert torch.equal(ends.latents[0], drawn.latents[0, [1, 0]]) and ends.rewards[0].tolist() == [2, 0] and len(ends.conditions) == 2
+    assert torch.equal(fitting.as_drawn(drawn, None).latents, drawn.latents)
     own = fitting.caption_of_its_own(group, other)
     assert torch.equal(own.latents[0], latents[0].flip(0)) and torch.equal(own.latents[1], latents[1]) and own.conditions == [prompt, other]
     assert own.rewards.tolist() == [[1, 0], [1, 0], [2, 0]]
-    for captions in (fitting.one_picture_two_captions, fitting.caption_of_its_own):
-        _, found = gradient(pipe, prompt, loss=DPO, captions=captions, edited=other)
+    for arrange in (fitting.one_picture_two_captions, fitting.caption_of_its_own):
+        _, found = gradient(pipe, prompt, loss=DPO, arrange=arrange, edited=other)
         assert found.norm() > 0
-    _, nothing = gradient(pipe, prompt, loss=DPO, captions=fitting.one_picture_two_captions, edited=prompt)
+    _, nothing = gradient(pipe, prompt, loss=DPO, arrange=fitting.one_picture_two_captions, edited=prompt)
     assert nothing.norm() <= 1e-5 * found.norm()  # both captions say the same
 
 
@@ -154,7 +158,7 @@ def test_tune_hands_on_what_it_makes_of_a_batchs_prompts(pipe):
     """And tells runs by it."""
     texts = ["a red circle", "two blue stars"]
     edited = {"edited": lambda prompts: tuning.encode(pipe, [prompt + " on white" for prompt in prompts])}
-    update = partial(fitting.fit_step, steps=2, loss=DPO, captions=fitting.caption_of_its_own)
+    update = partial(fitting.fit_step, steps=2, loss=DPO, arrange=fitting.caption_of_its_own)
     worth = lambda pixels, prompts: pixels.mean((1, 2, 3))
     history = tuning.tune(pipe, texts, worth, update, batch=2, steps=2, lr=1e-3, inputs=edited)
     assert len(history) == 2 and history[0]["grad_norm"] > 0

@@ -72,12 +72,19 @@ def voted_pairs(chosen: Tensor, rejected: Tensor, condition: Condition) -> Group
     return Group(torch.stack([chosen, rejected], 1), rewards, [condition] * 2)
 
 
-# ---- other captions ---------------------------------------------------------------------------------------------
+# ---- which pictures, with which captions ------------------------------------------------------------------------
 
 
-def own_caption(group: Group, edited: Condition | None) -> Group:
-    """As drawn."""
+def as_drawn(group: Group, edited: Condition | None) -> Group:
+    """All n pictures of a prompt."""
     return group
+
+
+def best_and_worst(group: Group, edited: Condition | None) -> Group:
+    """Two pictures of a prompt, that with the highest and that with the lowest of the n rewards."""
+    order = torch.stack([group.rewards.argmax(1), group.rewards.argmin(1)], 1)
+    latents = group.latents.gather(1, order[:, :, None, None, None].expand(-1, -1, *group.latents.shape[2:]))
+    return Group(latents, group.rewards.gather(1, order), group.conditions[:2])
 
 
 def one_picture_two_captions(group: Group, edited: Condition) -> Group:
@@ -88,9 +95,8 @@ def one_picture_two_captions(group: Group, edited: Condition) -> Group:
 
 def caption_of_its_own(group: Group, edited: Condition) -> Group:
     """DCPO (arXiv 2502.06023): the best picture with the prompt, the worst with the edited one."""
-    order = torch.stack([group.rewards.argmax(1), group.rewards.argmin(1)], 1)
-    latents = group.latents.gather(1, order[:, :, None, None, None].expand(-1, -1, *group.latents.shape[2:]))
-    return Group(latents, group.rewards.gather(1, order), [group.conditions[0], edited])
+    two = best_and_worst(group, edited)
+    return Group(two.latents, two.rewards, [group.conditions[0], edited])
 
 
 # ---- the fit ----------------------------------------------------------------------------------------------------
@@ -170,7 +176,7 @@ def fit_step(
     fit_batch: int = 0,
     decode_batch: int = 16,
     edited: Condition | None = None,
-    captions: Callable[[Group, Condition | None], Group] = own_caption,
+    arrange: Callable[[Group, Condition | None], Group] = as_drawn,
     **noising,
 ) -> RewardStep:
     """`draft_step`'s twin that asks the reward for values only, never for a gradient: n pictures of each prompt by the tuned transformer,
@@ -178,12 +184,12 @@ def fit_step(
     a picture or reward that is not finite is left out; FloatingPointError where no prompt is left.
 
     loss: of `optimisers`, as in partial(dpo, beta=500.0). fit_batch: prompts whose graph is in memory at once, all for 0; losses that
-    compare prompts (KTO's baseline, advantages over a batch) then see so many. captions: which caption each picture is fitted to, with
-    `edited`, `encode` of another caption of each prompt.
+    compare prompts (KTO's baseline, advantages over a batch) then see so many. arrange: which of the pictures are fitted, and to which
+    caption, with `edited`, `encode` of another caption of each prompt.
     Returns rewards, pixels and valid of (n * b) pictures, the second ones of all prompts after the first."""
     options = {"steps": steps, "n": n, "generator": generator, "size": size, "decode_batch": decode_batch}
     group, result, valid = draw_group(pipe, prompt_embeds, pooled, reward, **options)
-    group = captions(group, None if edited is None else tuple(x[valid] for x in edited))
+    group = arrange(group, None if edited is None else tuple(x[valid] for x in edited))
     b = len(group.rewards)
     generator = [each for each, ok in zip(generator, valid) if ok] if isinstance(generator, list) else generator
     for _ in range(levels):
