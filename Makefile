@@ -12,7 +12,7 @@ STORY := 01_scoring_paradox 01b_explanations 02_pick_high 03_train_ict 04_train_
 APPENDIX := A1_build_microworld A2_score_your_images A3_benchmarks A4_published_data
 LAB := tests/test_lab.py tests/test_lab_paper.py tests/test_plan.py
 
-.PHONY: repro check test test-lab data lab bench study study-keep rivals readme site clean
+.PHONY: repro check test test-story test-appendix test-lab data lab bench study study-keep rivals readme site clean
 
 repro: .venv/ready  ## the paper at micro scale: every figure and table
 	dvc pull data.dvc
@@ -31,8 +31,15 @@ test: .venv/ready  ## style, units, the pipeline in a clone, then each notebook 
 	ruff format --check lib tests study docs
 	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_pipeline.py tests \
 		$(addprefix --ignore ,$(LAB))  # the longest first
-	cd notebooks && pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:cacheprovider -q \
-		$(addsuffix .ipynb,$(STORY) $(APPENDIX))
+	$(MAKE) --no-print-directory -j 2 test-story test-appendix
+
+NBVAL := cd notebooks && OMP_NUM_THREADS=1 pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:cacheprovider -q
+
+test-story: .venv/ready  ## the notebooks of the story as they open, in their order
+	$(NBVAL) $(addsuffix .ipynb,$(STORY))
+
+test-appendix: .venv/ready  ## the others
+	$(NBVAL) $(addsuffix .ipynb,$(APPENDIX))
 
 test-lab: .venv/ready  ## the larger scales' own profiles, from end to end, on tiny models in their publishers' layouts
 	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile $(LAB)

@@ -68,7 +68,7 @@ def test_the_chosen_knobs_are_the_rewards_best_not_the_utilitys(rivals, config, 
         rivals.chosen(small | {"search": {"lr": [0.1, 0.2, 0.3]}} | {"methods": {"b": {"knob": {}}}})
 
 
-@pytest.mark.parametrize("name, expected", [("draft_1", (1, 1)), ("dpo", (2, 0)), ("npo", (2, 0)), ("tpo", (1, 0)), ("image_refl", (1, 1)),
+@pytest.mark.parametrize("name, expected", [("draft_1", (1, 1)), ("dpo", (4, 0)), ("npo", (4, 0)), ("tpo", (1, 0)), ("image_refl", (1, 1)),
                                             ("cps_grpo", (4, 0)), ("spo", (None, 0))])  # fmt: skip
 def test_a_run_is_measured_with_its_costs(rivals, config, name, expected, sd3_folder, clip, scenes, monkeypatch):
     """On a tiny generator: evaluations before, between and after; costs that rise; rewards and gradients as the method asks."""
