@@ -16,6 +16,18 @@ RUN = ["stage", "row", "seed"]
 COLUMNS = [*RUN, "measure", "index", "unit", "value"]
 
 
+def sources(shared: dict) -> dict[str, str]:
+    """Of each scorer that the project has trained or fetched, by params.yaml's `shared`."""
+    models = shared["models"]
+    return {
+        "clip": shared["clip"],
+        "pickscore": shared["pickscore"],
+        "ict": f"local-dir:{models}/ict",
+        "hp": f"{models}/hp",
+        "icthp": models,
+    }
+
+
 def rows_of(measure: str, units, values) -> pd.DataFrame:
     """Values of one measure as rows: measure, index (the number of a test row, scene or picture), unit (its prompt or scene), value."""
     units = list(map(str, units))

@@ -105,8 +105,7 @@ def rich(prompt: str) -> str:
 
 def reward_of(name: str, needs_gradient: bool, base: torch.Tensor, prompts: list[str], shared: dict):
     """The scorer of a reward of rivals.yaml, standardised on the untuned generator's pictures `base` of the prompts."""
-    load = lambda part: icthp.load(part, shared.get(part) or {"icthp": shared["models"], "ict": f"local-dir:{shared['models']}/ict",
-                                                              "hp": f"{shared['models']}/hp"}[part])  # fmt: skip
+    load = lambda part: icthp.load(part, results.sources(shared)[part])
     detector = microworld.Detector.load(shared["micro_detector"]).requires_grad_(False)
     standardised = lambda scorer: Standardised(scorer, base, prompts)
     if name in ("truth", "votes"):

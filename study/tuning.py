@@ -75,10 +75,7 @@ def seconds_of_steps(options: dict, params: dict, scorer) -> list[float]:
 
 
 def load_scorers(shared: dict) -> dict:
-    models = shared["models"]
-    sources = {"clip": shared["clip"], "pickscore": shared["pickscore"], "ict": f"local-dir:{models}/ict", "hp": f"{models}/hp",
-               "icthp": models}  # fmt: skip
-    return {name: icthp.load(name, source) for name, source in sources.items()}
+    return {name: icthp.load(name, source) for name, source in results.sources(shared).items()}
 
 
 def curves(rows) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import datasets
@@ -30,6 +30,21 @@ def shards(folder, split: str, remedy: str) -> list[str]:
     if len(files) < count:
         raise FileNotFoundError(f"{folder} has {len(files)} of the {count} files of {split}: {remedy}")
     return list(map(str, files))
+
+
+def stream(path: Path, columns: Iterable[str], refusal: str, batch: int = BATCH) -> Iterator[dict]:
+    """The rows of a foreign file, `batch` in memory. ValueError, the path and `refusal` first, for one that cannot be read or lacks a
+    column."""
+    columns = list(columns)
+    try:
+        table = pq.ParquetFile(path)
+        names = table.schema_arrow.names
+        if missing := [name for name in columns if name not in names]:
+            raise ValueError(f"it has no column {', '.join(missing)}; it has {', '.join(names)}")
+        for part in table.iter_batches(batch, columns=columns):
+            yield from part.to_pylist()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ValueError(f"{path} {refusal}: {error}") from error
 
 
 def _find(folder: Path, split: str) -> list[Path]:

@@ -6,11 +6,8 @@ from itertools import count
 from numbers import Real
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from icthp.data import frames
-from icthp.data.parquet import shards
+from icthp.data.parquet import shards, stream
 from icthp.data.triplets import label_error
 from icthp.images import decode_error
 
@@ -74,6 +71,7 @@ def _text_error(text) -> str:
 # ---- Pick-a-Pic v2 ----------------------------------------------------------------------------------------------
 
 PICKAPIC = ("caption", "jpg_0", "jpg_1", "label_0", "label_1", "has_label", "model_0", "model_1")
+REFUSAL = "is no shard of Pick-a-Pic v2 that can be read; download it again"
 
 
 def read_pickapic(folder, split: str, rejects: list[dict], batch: int = 64) -> Iterator[dict]:
@@ -83,7 +81,7 @@ def read_pickapic(folder, split: str, rejects: list[dict], batch: int = 64) -> I
     no bytes or cannot be read are left out. FileNotFoundError or ValueError names a folder or file that is no part of it."""
     files = map(Path, shards(folder, split, "the folder should be a download of Pick-a-Pic v2"))
     number = count()
-    for row in (row for path in files for row in _rows(path, batch)):
+    for row in (row for path in files for row in stream(path, PICKAPIC, REFUSAL, batch)):
         i = next(number)
         reason = _vote_error(row)
         pair = {} if reason else _pair(row)
@@ -91,19 +89,6 @@ def read_pickapic(folder, split: str, rejects: list[dict], batch: int = 64) -> I
             rejects.append({"source": "pairs", "split": split, "prompt_id": i, "reason": reason})
         else:
             yield pair | {"prompt_id": i}
-
-
-def _rows(path: Path, batch: int) -> Iterator[dict]:
-    """A shard's rows, `batch` in memory; ValueError names one that cannot be read or lacks a column."""
-    try:
-        table = pq.ParquetFile(path)
-        names = table.schema_arrow.names
-        if missing := [name for name in PICKAPIC if name not in names]:
-            raise ValueError(f"it has no column {', '.join(missing)}; it has {', '.join(names)}")
-        for part in table.iter_batches(batch, columns=list(PICKAPIC)):
-            yield from part.to_pylist()
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise ValueError(f"{path} is no shard of Pick-a-Pic v2 that can be read; download it again: {error}") from error
 
 
 def _vote_error(row: dict) -> str:

@@ -11,13 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from icthp import files
+from icthp.data.parquet import stream
 from icthp.tables import decoded
-
-BATCH = 64  # rows of a parquet file in memory at a time
 
 
 class Vote(NamedTuple):
@@ -76,16 +73,8 @@ def json_rows(path: Path) -> list:
 
 
 def parquet_rows(path: Path, columns: Iterable[str]) -> Iterator[dict]:
-    """The rows of a parquet file, BATCH in memory. ValueError names a file that cannot be read or lacks a column."""
-    columns = list(columns)
-    try:
-        table = pq.ParquetFile(path)
-        if missing := [name for name in columns if name not in table.schema_arrow.names]:
-            raise ValueError(f"it has no column {', '.join(missing)}")
-        for part in table.iter_batches(BATCH, columns=columns):
-            yield from part.to_pylist()
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise ValueError(f"{path} cannot be read, fetch it again: {error}") from error
+    """The rows of a parquet file of a set. ValueError names a file that cannot be read or lacks a column."""
+    return stream(path, columns, "cannot be read, fetch it again")
 
 
 def picture(folder: Path, name: str) -> str:

@@ -91,6 +91,11 @@ def _check_texts(prompts) -> None:
             raise ValueError(f"prompt {i} is {prompt!r}, not a text")
 
 
+def is_longer(tokenizer, texts: list[str], length: int) -> Tensor:
+    """(b,) bool: has a text more than `length` tokens of a transformers tokenizer, its own control tokens counted?"""
+    return torch.tensor([len(ids) > length for ids in (tokenizer(list(texts)).input_ids if texts else [])], dtype=torch.bool)
+
+
 def apply_head(head: nn.Module, features: Tensor) -> Tensor:
     """head(features), at least in float32, outside any autocast region."""
     features = upcast(features)

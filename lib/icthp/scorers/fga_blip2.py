@@ -10,7 +10,7 @@ from transformers import BertTokenizer, Blip2Config, Blip2ForImageTextRetrieval
 from icthp import kernels
 from icthp.files import read_json
 from icthp.preprocessing import Preprocessing
-from icthp.scorers.base import Scorer, apply_head
+from icthp.scorers.base import Scorer, apply_head, is_longer
 from icthp.scorers.blip import bert_tokenizer
 from icthp.scorers.states import fill, folder_of, read_state, renamed
 
@@ -52,8 +52,7 @@ class FgaBlip2Scorer(Scorer):
         return Preprocessing((self.model.config.vision_config.image_size,) * 2, "squash", mean=mean, std=std)
 
     def is_truncated(self, prompts: list[str]) -> Tensor:
-        lengths = [len(ids) for ids in self.tokenizer([clean(prompt) for prompt in prompts]).input_ids] if prompts else []
-        return torch.tensor([length > self.length for length in lengths], dtype=torch.bool)
+        return is_longer(self.tokenizer, [clean(prompt) for prompt in prompts], self.length)
 
     def forward(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         return 1 + 4 * self._matches(pixels, prompts)[0][:, : self.model.config.num_query_tokens].mean(1)

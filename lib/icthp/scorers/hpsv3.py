@@ -12,7 +12,7 @@ from transformers.initialization import no_init_weights
 from icthp import kernels
 from icthp.preprocessing import Preprocessing
 from icthp.scorers.base import apply_head
-from icthp.scorers.states import fill, folder_of, read_state
+from icthp.scorers.states import fill, folder_of, read_state, under
 from icthp.scorers.yes_no import VisionLanguageScorer
 
 AREA = 256 * 28 * 28  # pixels of a picture that Qwen2-VL reads
@@ -152,6 +152,5 @@ def load_hpsv3(source: str) -> HpsV3Scorer:
 
 def _parts(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Weights of the model, renamed from transformers 4.45 to 5, and of the head; the language model's own head is not read."""
-    head = {name.removeprefix("rm_head."): value for name, value in state.items() if name.startswith("rm_head.")}
     names = [name for name in state if not name.startswith(("rm_head.", "lm_head."))]
-    return {re.sub(r"^model\.", "language_model.", name): state[name] for name in names}, head
+    return {re.sub(r"^model\.", "language_model.", name): state[name] for name in names}, under("rm_head.", state)

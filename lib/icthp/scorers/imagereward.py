@@ -4,13 +4,12 @@ towers."""
 from pathlib import Path
 
 import open_clip
-import torch
 from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextModel, BlipVisionModel
 
 from icthp import kernels
 from icthp.preprocessing import Preprocessing, from_side
-from icthp.scorers.base import Scorer, apply_head
+from icthp.scorers.base import Scorer, apply_head, is_longer
 from icthp.scorers.blip import bert_tokenizer, blip_towers, linear_head
 from icthp.scorers.states import folder_of, read_state, under
 
@@ -40,8 +39,7 @@ class ImageRewardScorer(Scorer):
         return from_side(self.vision.config.image_size)._replace(mean=mean, std=std)
 
     def is_truncated(self, prompts: list[str]) -> Tensor:
-        lengths = [len(ids) for ids in self.tokenizer(list(prompts)).input_ids] if prompts else []
-        return torch.tensor([length > self.length for length in lengths], dtype=torch.bool)
+        return is_longer(self.tokenizer, prompts, self.length)
 
     def forward(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         pixels = kernels.preprocess(pixels, self.preprocessing).to(self.vision.embeddings.class_embedding.dtype)

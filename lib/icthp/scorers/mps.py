@@ -10,7 +10,7 @@ from icthp import kernels
 from icthp.files import read_json
 from icthp.losses import no_autocast, upcast
 from icthp.preprocessing import Preprocessing, from_side
-from icthp.scorers.base import Scorer
+from icthp.scorers.base import Scorer, is_longer
 from icthp.scorers.states import fill, folder_of, read_state, renamed, under, weights_in
 from icthp.scorers.tokenizers import to_transformers
 
@@ -46,8 +46,7 @@ class MpsScorer(Scorer):
         return from_side(self.clip.config.vision_config.image_size)._replace(mean=mean, std=std, like="transformers")
 
     def is_truncated(self, prompts: list[str]) -> Tensor:
-        lengths = [len(ids) for ids in self.tokenizer(list(prompts)).input_ids] if prompts else []
-        return torch.tensor([length > self.length for length in lengths], dtype=torch.bool)
+        return is_longer(self.tokenizer, prompts, self.length)
 
     def forward(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         pixels = kernels.preprocess(pixels, self.preprocessing).to(self.clip.logit_scale.dtype)

@@ -13,7 +13,7 @@ from icthp.files import read_json
 from icthp.losses import upcast
 from icthp.preprocessing import Preprocessing, from_side
 from icthp.scorers.base import Scorer
-from icthp.scorers.states import fill, folder_of, read_state, weights_in
+from icthp.scorers.states import fill, folder_of, read_state, under, weights_in
 from icthp.scorers.yes_no import QUESTION
 
 # The text around picture and question: linzhiqiu/t2v_metrics@t2v_metrics/constants.py and models/vqascore_models/clip_t5_model.py.
@@ -111,19 +111,15 @@ def load_vqascore(source: str) -> VqaScorer:
         state["shared.weight"] = embeddings[0]
     if missing := [name for name in SHAPES if name not in state]:
         raise ValueError(f"{path} lacks {missing[0]}, so that it is no CLIP-FlanT5: fetch zhiqiulin/clip-flant5-xl or -xxl")
-    vision, projector = (_pop(state, prefix) for prefix in (TOWER, "mm_projector."))
+    vision, projector = (under(prefix, state) for prefix in (TOWER, "mm_projector."))
+    text = {name: value for name, value in state.items() if not name.startswith((TOWER, "mm_projector."))}
     return VqaScorer(
         fill(_vision_tower(vision), vision, path),
         fill(_projector(projector), projector, path),
         fill(_text_model(read_json(folder / "config.json"), state["shared.weight"]),
-             state | dict.fromkeys(ALIASES[1:], state["shared.weight"]), path),
+             text | dict.fromkeys(ALIASES[1:], text["shared.weight"]), path),
         AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True),
     ).requires_grad_(False).eval()  # fmt: skip
-
-
-def _pop(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The weights whose names begin with a prefix, without it; they leave `state`."""
-    return {name.removeprefix(prefix): state.pop(name) for name in list(state) if name.startswith(prefix)}
 
 
 def _vision_tower(state: dict[str, Tensor]) -> CLIPVisionModel:

@@ -47,9 +47,7 @@ def draw_group(
     with torch.no_grad():
         x = Sampler(pipe, prompt_embeds, pooled, steps).denoise(x, range(steps), rows)
         pixels, rewards = score_all_latents(pipe, x, rows, reward, decode_batch)
-    valid = (rewards.isfinite() & x.flatten(1).isfinite().all(1)).view(n, b).all(0)
-    if not valid.any():
-        raise FloatingPointError(f"no prompt of this batch has finite samples and rewards alone; the rewards are {rewards.tolist()}")
+    valid = finite_prompts(x, rewards, n)
     group = Group(by_prompt(x, n), by_prompt(rewards, n), [(prompt_embeds, pooled)] * n).part(valid)
     return group, RewardStep(rewards, pixels, valid.repeat(n)), valid
 
@@ -59,6 +57,15 @@ def score_all_latents(pipe, x: Tensor, rows: Tensor, reward: Reward, decode_batc
     parts = [score_latents(pipe, *part, reward) for part in zip(x.split(decode_batch), rows.split(decode_batch))]
     pixels, rewards = map(torch.cat, zip(*parts))
     return pixels, rewards
+
+
+def finite_prompts(x: Tensor, rewards: Tensor, n: int) -> Tensor:
+    """(b,) bool: are all n samples of a prompt, x (n * b, c, h, w), and their rewards (n * b,) finite? FloatingPointError where no prompt's
+    are."""
+    valid = by_prompt(rewards.isfinite() & x.flatten(1).isfinite().all(1), n).all(1)
+    if not valid.any():
+        raise FloatingPointError(f"no prompt of this batch has finite samples and rewards alone; the rewards are {rewards.tolist()}")
+    return valid
 
 
 def by_prompt(x: Tensor, n: int) -> Tensor:
@@ -107,7 +114,8 @@ class Fit:
     """How the velocity fits pictures of b prompts, n of each, at one level each: what a loss reads.
 
     rewards, sigma (b, n); velocity, with its graph, and target, noise less latents (b, n, c, h, w). `error` (b, n): the mean squared
-    difference of the two; `base`: the untuned transformer's velocity; `gain` (b, n): error less the untuned one's."""
+    difference of the two; `base`: the untuned transformer's velocity; `gain` (b, n): error less the untuned one's; `drift` (): the mean
+    squared distance of the velocity from it."""
 
     rewards: Tensor
     sigma: Tensor
@@ -126,6 +134,10 @@ class Fit:
     @cached_property
     def gain(self) -> Tensor:
         return self.error - self._error(self.base)
+
+    @cached_property
+    def drift(self) -> Tensor:
+        return (self.velocity - self.base).square().mean()
 
     def _error(self, v: Tensor) -> Tensor:
         return (v - self.target).square().flatten(2).mean(2)

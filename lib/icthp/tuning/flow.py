@@ -57,6 +57,10 @@ class Sampler:
         """The latents one Euler step after step i's."""
         return x + (self.sigmas[i + 1] - self.sigmas[i]) * v
 
+    def jump(self, x: Tensor, sigma: float, rows: Tensor) -> Tensor:
+        """The finished latents that one step from this level would give."""
+        return x - sigma * self.velocity_at(x, sigma, rows)
+
     def velocity_at(self, x: Tensor, sigma: float, rows: Tensor) -> Tensor:
         """The velocity at x (m, c, h, w) of this level, guided where the sampler is."""
         v = velocity(self.transformer, x, sigma, [part[rows] for part in self.cond])

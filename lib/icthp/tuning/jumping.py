@@ -23,7 +23,7 @@ def _trajectory(sampler: Sampler, x: Tensor, rows: Tensor, first: int, path: Pat
     for i in range(first, path.stop):
         states.append(sampler.denoise(states[-1], range(i, i + 1), rows))
     if sampler.sigmas[path.stop] > 0:
-        states.append(states[-1] - sampler.sigmas[path.stop] * sampler.velocity_at(states[-1], sampler.sigmas[path.stop], rows))
+        states.append(sampler.jump(states[-1], sampler.sigmas[path.stop], rows))
     return [None] * first + states
 
 

@@ -123,7 +123,7 @@ def awm(fit: Fit, *, power: float = 0.25, anchor: float = 0.001) -> Tensor:
     """Advantage-weighted matching (arXiv 2509.25050; scxue/advantage_weighted_matching): A sigma phi(e) of `matching_loss`, A `advantages`
     over 5, and anchor |v - v'|^2, v' the untuned velocity. Its second anchor, to an average of the weights, is not here.
     Needs: values. Cost: 1 G + 1 F."""
-    pulled = anchor * (fit.velocity - fit.base).square().mean() if anchor else 0.0
+    pulled = anchor * fit.drift if anchor else 0.0
     return matching_loss(fit.error, advantages(fit.rewards) / 5 * fit.sigma, power) + pulled
 
 
@@ -141,7 +141,7 @@ def nft(fit: Fit, *, beta: float = 1.0, anchor: float = 1e-4) -> Tensor:
     Needs: values. Cost: 1 G, with an anchor 1 F more."""
     flat = lambda x: x.flatten(0, 1)
     r = (advantages(fit.rewards) / 10 + 0.5).clamp(0, 1)
-    pulled = anchor * (fit.velocity - fit.base).square().mean() if anchor else 0.0
+    pulled = anchor * fit.drift if anchor else 0.0
     return 5 * nft_loss(*map(flat, (fit.velocity, fit.velocity.detach(), fit.target, fit.sigma, r)), beta) + pulled
 
 

@@ -10,7 +10,7 @@ from diffusers import StableDiffusion3Pipeline
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from icthp.tuning.fitting import by_prompt, score_all_latents
+from icthp.tuning.fitting import by_prompt, finite_prompts, score_all_latents
 from icthp.tuning.flow import Sampler, initial_noise
 from icthp.tuning.preferences import best_over_worst, clipped_log_ratio, pair_loss
 from icthp.tuning.rewards import Reward, RewardStep
@@ -81,10 +81,7 @@ def walk_step(
     with torch.no_grad():
         states = _roll_out(sampler, x, rows, rule, generator)
         pixels, rewards = score_all_latents(pipe, states[-1][0], rows, reward, decode_batch)
-    valid = (rewards.isfinite() & states[-1][0].flatten(1).isfinite().all(1)).view(n, b).all(0)
-    if not valid.any():
-        raise FloatingPointError(f"no prompt of this batch has finite samples and rewards alone; the rewards are {rewards.tolist()}")
-    chosen = valid.repeat(n)
+    chosen = finite_prompts(states[-1][0], rewards, n).repeat(n)
     for i in range(steps - 1):
         (x, old, std), to = states[i], states[i + 1][0]
         values = (rewards[chosen], to[chosen], old[chosen])
@@ -177,8 +174,7 @@ def candidates_step(
 
 def _jump_rewards(pipe, sampler: Sampler, i: int, x: Tensor, rows: Tensor, reward: Reward, decode_batch: int) -> Tensor:
     """(b,): of the pictures that one jump from level i to the end makes."""
-    ends = x - sampler.sigmas[i] * sampler.velocity_at(x, sampler.sigmas[i], rows)
-    return score_all_latents(pipe, ends, rows, reward, decode_batch)[1]
+    return score_all_latents(pipe, sampler.jump(x, sampler.sigmas[i], rows), rows, reward, decode_batch)[1]
 
 
 def _candidates(sampler: Sampler, i: int, x: Tensor, rows: Tensor, rule: Rule, std: float, n: int, rewards, to, old) -> Transition:
