@@ -133,6 +133,7 @@ class Bench:
         self.train = tables.read_lines(Path(shared["prompts"]) / "train.txt")[:TRAIN]
         self.test = tables.read_lines(Path(shared["prompts"]) / "test.txt")
         self.base = self.draw(self.generator(), self.train[:64], 0)
+        self.equivalents = {}  # of a step, by method: the same for every reward and seed
 
     def generator(self):
         return pipelines.load_pipeline(self.draft["generator"], transformer=self.draft["transformer"])
@@ -149,7 +150,10 @@ class Bench:
         inputs = inputs_of(method, pipe)
         options = {"batch": method["prompts"], "lr": method["lr"], "schedule": "constant", "weight_decay": 0.0, "betas": (0.9, 0.999),
                    "ema": self.config["bench"]["ema"], "seed": seed, "inputs": inputs, "label": f"{method['update']} {reward}"}  # fmt: skip
-        steps = max(times, round(budget / self.equivalents_of_a_step(update, method, scorer)))
+        key = repr(method)
+        if key not in self.equivalents:
+            self.equivalents[key] = self.equivalents_of_a_step(update, method, scorer)
+        steps = max(times, round(budget / self.equivalents[key]))
         costs, evaluations = tuning.Costs(), []
 
         def evaluate(_, step: int) -> float:
