@@ -12,7 +12,7 @@ STORY := 01_scoring_paradox 01b_explanations 02_pick_high 03_train_ict 04_train_
 APPENDIX := A1_build_microworld A2_score_your_images A3_benchmarks A4_published_data
 LAB := tests/test_lab.py tests/test_lab_paper.py tests/test_plan.py
 
-.PHONY: repro check test test-story test-appendix test-lab data lab bench study study-keep rivals readme site clean
+.PHONY: repro check test quick-copies test-story test-appendix test-lab data lab bench study study-keep rivals readme site clean
 
 repro: .venv/ready  ## the paper at micro scale: every figure and table
 	dvc pull data.dvc
@@ -24,7 +24,7 @@ check: .venv/ready  ## style and the tests that build no model
 	ruff format --check lib tests study docs
 	pytest -q -n 2 -m "not slow" tests
 
-test: .venv/ready  ## style, units, the pipeline in a clone, then each notebook as it opens
+test: .venv/ready  ## style, units, the pipeline in a clone, then each notebook at smoke scale
 	rm -rf runs/smoke
 	dvc pull data.dvc
 	ruff check lib tests study docs notebooks
@@ -33,12 +33,15 @@ test: .venv/ready  ## style, units, the pipeline in a clone, then each notebook 
 		$(addprefix --ignore ,$(LAB))  # the longest first
 	$(MAKE) --no-print-directory -j 2 test-story test-appendix
 
-NBVAL := cd notebooks && OMP_NUM_THREADS=1 pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:cacheprovider -q
+quick-copies: .venv/ready
+	python tests/quick_copies.py
 
-test-story: .venv/ready  ## the notebooks of the story as they open, in their order
+NBVAL := cd runs/smoke/notebooks && OMP_NUM_THREADS=1 pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:cacheprovider -q
+
+test-story: quick-copies  ## the notebooks of the story at smoke scale, in their order
 	$(NBVAL) $(addsuffix .ipynb,$(STORY))
 
-test-appendix: .venv/ready  ## the others
+test-appendix: quick-copies  ## the others
 	$(NBVAL) $(addsuffix .ipynb,$(APPENDIX))
 
 test-lab: .venv/ready  ## the larger scales' own profiles, from end to end, on tiny models in their publishers' layouts
@@ -50,7 +53,7 @@ data: .venv/ready  ## rebuild data/ from nothing: two hours and more on two core
 
 lab: .venv/ready  ## the notebooks in JupyterLab
 	dvc pull data.dvc
-	HF_HUB_OFFLINE=0 jupyter lab notebooks
+	HF_HUB_OFFLINE=0 jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_playground.ipynb
 
 study: .venv/ready  ## controls and tunings, three seeds each, into study/*.csv: three hours and more on two cores
 	dvc pull data.dvc

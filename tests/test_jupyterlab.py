@@ -70,7 +70,7 @@ def lab(tmp_path):
     options = ["--no-browser", "--allow-root", "--port=0", "--IdentityProvider.token=key", "--LabApp.expose_app_in_browser=True",
                "--ServerApp.use_redirect_file=False"]  # fmt: skip
     with open(tmp_path / "lab.log", "w", encoding="utf-8") as log:
-        server = subprocess.Popen([BIN / "jupyter", "lab", *options, "notebooks"], cwd=ROOT, env=environment, stdout=log, stderr=log)
+        server = subprocess.Popen([BIN / "jupyter", "lab", *options], cwd=ROOT, env=environment, stdout=log, stderr=log)
     for _ in range(120):
         if found := re.search(r"http://(?:localhost|127\.0\.0\.1):(\d+)/lab", (tmp_path / "lab.log").read_text(encoding="utf-8")):
             break
@@ -88,7 +88,7 @@ CODE = CELLS + ".map(i => cells.get(i).toJSON()).filter(c => c.cell_type == 'cod
 @ready
 def test_run_all_in_jupyterlab(lab, browser, tmp_path):
     before = (ROOT / "notebooks/01_scoring_paradox.ipynb").read_bytes()
-    browser("Page.navigate", url=f"{lab}/lab/tree/01_scoring_paradox.ipynb?token=key&reset")
+    browser("Page.navigate", url=f"{lab}/lab/tree/notebooks/01_scoring_paradox.ipynb?token=key&reset")
     browser.wait(f"window.jupyterapp && {PANEL}?.sessionContext?.session?.kernel?.status == 'idle'", 120)
     browser.run(f"jupyterapp.shell.activateById({PANEL}.id)")
     browser.run("jupyterapp.commands.execute('notebook:run-all-cells')")

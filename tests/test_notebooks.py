@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 
 import nbformat
@@ -13,8 +14,10 @@ from nbclient.exceptions import CellTimeoutError
 from papermill.translators import PythonTranslator
 from PIL import Image
 
+import quick_copies
 from conftest import ROOT
 from icthp import run
+from icthp.params import coerce, read_params
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 DATA = ROOT / "data"
@@ -42,10 +45,35 @@ def test_papermill_understands_every_parameter(path, caplog):
     assert {parameter.name for parameter in found} == set(run.declared(path)) and not caplog.records
 
 
+BY_HAND = {name: ROOT / f"notebooks/{name}.ipynb" for name in quick_copies.sections()}
+QUICK = ("A1_build_microworld", "A3_benchmarks")  # the full sizes take hours and minutes; both say so
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_a_notebook_opened_by_hand_writes_to_the_smoke_folder(path):
-    values = {t.id: ast.literal_eval(n.value) for n in ast.parse(nbformat.read(path, 4).cells[1].source).body for t in n.targets}
-    assert values["out"].startswith("runs/smoke/")
+def test_a_notebook_opened_by_hand_writes_to_a_place_of_its_own(path):
+    assert run.declared(path)["out"].startswith("runs/by_hand/")
+
+
+@pytest.mark.parametrize("name", sorted(set(BY_HAND) - {*QUICK}))
+def test_a_notebook_opened_by_hand_does_what_its_stage_does(name):
+    """So that what it shows is what its prose and the README speak of."""
+    declared, section = run.declared(BY_HAND[name]), quick_copies.sections()[name]
+    values = run.section_values(read_params(ROOT / "params.yaml"), section, declared)
+    assert {key: coerce(key, declared[key], value) for key, value in values.items() if key != "out"} == {
+        key: value for key, value in declared.items() if key in values and key != "out"
+    }
+
+
+def test_quick_copies_touch_nothing_of_the_pipeline(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    quick_copies.main(tmp_path)
+    copies = {path.stem: nbformat.read(path, 4) for path in tmp_path.glob("*.ipynb")}
+    assert copies.keys() == {path.stem for path in NOTEBOOKS}
+    for notebook in copies.values():
+        injected = next(c for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", []))
+        texts = [ast.literal_eval(node.value) for node in ast.parse(injected.source).body if isinstance(node.value, ast.Constant)]
+        places = [text for text in texts if isinstance(text, str) and re.search(r"\b(runs|models|figures)\b", text)]
+        assert all("runs/smoke" in place for place in places)
 
 
 def execute(name, **parameters):

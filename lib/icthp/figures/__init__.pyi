@@ -1,0 +1,16 @@
+from .drawing import animate as animate
+from .drawing import errorbar as errorbar
+from .drawing import forest as forest
+from .drawing import image_grid as image_grid
+from .palette import COLOURS as COLOURS
+from .palette import MARKERS as MARKERS
+from .palette import NAMES as NAMES
+from .palette import colour as colour
+from .palette import label as label
+from .palette import marker as marker
+from .palette import style as style
+from .takeaways import Takeaway as Takeaway
+from .takeaways import takeaway as takeaway
+from .writing import format_ci as format_ci
+from .writing import save as save
+from .writing import table as table
