@@ -1,10 +1,12 @@
-"""`make readme`: README.md from docs/README.md.j2, in which results are read from the files that hold them."""
+"""`make readme`: README.md and docs/*.md from the templates docs/*.md.j2, in which results are read from the files that hold them, and the
+pictures that they show, into docs/pictures."""
 
 import json
 from pathlib import Path
 
 import jinja2
 import pandas as pd
+import pictures
 
 from icthp import figures, params
 
@@ -46,6 +48,10 @@ class Table:
         row = self.rows.loc[key]
         return f"{text(row, 'minus', digits)}, p = {row.minus_p_given_trainings:.2g}"
 
+    def gain(self, row: str, measure: str, stage: str = "tuning", digits: int = 2) -> str:
+        """How much more than the untuned generator's, with its interval."""
+        return text(self.rows.loc[(stage, row, measure)], "minus", digits)
+
     def mean(self, *key: str, digits: int = 2) -> str:
         return f"{self.rows.loc[key, 'mean']:.{digits}f}"
 
@@ -75,26 +81,41 @@ def seconds(ms: float) -> str:
     return f"{ms / 1000:.2f} s" if ms >= 2000 else f"{ms:.3g} ms"
 
 
-def render(runs="runs", models="models", study="study", figures_folder="figures") -> str:
+def facts(runs="runs", models="models", study="study", figures_folder="figures") -> dict:
+    """What the templates may name."""
+    values = params.read_params()
+    return {
+        "label": figures.label,
+        "paradox": Results(f"{runs}/paradox/metrics.json"),
+        "explanations": Results(f"{runs}/explanations/metrics.json"),
+        "audit": Results(f"{runs}/pick_high/metrics.json"),
+        "evaluate": Results(f"{runs}/evaluate/metrics.json"),
+        "tuned": {name: Results(f"{models}/draft/{name}/metrics.json") for name in values["shared"]["rewards"]},
+        "claims": pd.read_csv(f"{figures_folder}/claims.csv", keep_default_na=False).to_dict("records"),
+        "steps": values["draft"]["steps"],
+        "readers": votes(f"{study}/readers.csv"),
+        "controls": Table(f"{study}/controls.csv"),
+        "tuning": Table(f"{study}/tuning.csv"),
+        "bench": Benchmarks(f"{study}/benchmarks/Intel-R-Xeon-R-Processor.csv"),
+    }
+
+
+def pages(**folders) -> dict[Path, str]:
+    """Each page with its text; README.md lies at the root, the others beside their templates."""
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader("docs"), undefined=jinja2.StrictUndefined, trim_blocks=True,
                                      lstrip_blocks=True, keep_trailing_newline=True)  # fmt: skip
-    values = params.read_params()
-    rewards = values["shared"]["rewards"]
-    return environment.get_template("README.md.j2").render(
-        label=figures.label,
-        paradox=Results(f"{runs}/paradox/metrics.json"),
-        explanations=Results(f"{runs}/explanations/metrics.json"),
-        audit=Results(f"{runs}/pick_high/metrics.json"),
-        evaluate=Results(f"{runs}/evaluate/metrics.json"),
-        tuned={name: Results(f"{models}/draft/{name}/metrics.json") for name in rewards},
-        claims=pd.read_csv(f"{figures_folder}/claims.csv", keep_default_na=False).to_dict("records"),
-        steps=values["draft"]["steps"],
-        readers=votes(f"{study}/readers.csv"),
-        controls=Table(f"{study}/controls.csv"),
-        tuning=Table(f"{study}/tuning.csv"),
-        bench=Benchmarks(f"{study}/benchmarks/Intel-R-Xeon-R-Processor.csv"),
-    )
+    known = facts(**folders)
+    names = [template.stem for template in sorted(Path("docs").glob("*.md.j2"))]
+    return {
+        Path("" if name == "README.md" else "docs", name): environment.get_template(f"{name}.j2").render(**known) for name in names
+    }
+
+
+def main() -> None:
+    for page, text in pages().items():
+        page.write_text(text, encoding="utf-8")
+    pictures.main()
 
 
 if __name__ == "__main__":
-    Path("README.md").write_text(render(), encoding="utf-8")
+    main()

@@ -35,6 +35,7 @@ KERNEL = Config(
 )
 HEADLINE = "headline"  # the tag of a cell whose output `main` prints
 SHARED_WORK = "shared-work"  # the tag of a cell in which several workers may help
+SOLUTION = "solution"  # the tag of an exercise's solution, about the microworld too
 MICRO = "micro"  # the tag of a cell that needs the microworld, and the shared parameter that says whether it is there
 LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 SHARED = "shared"  # the section whose values a notebook takes when it declares them
@@ -202,7 +203,7 @@ def _leave_out_micro(cells: nbformat.NotebookNode) -> None:
     """The code of cells that need the microworld stands in the executed copy, and is not run; their prose goes."""
     cells.cells = [cell for cell in cells.cells if not (cell.cell_type == "markdown" and MICRO in _tags(cell))]
     for cell in cells.cells:
-        if MICRO in _tags(cell):
+        if {MICRO, SOLUTION} & {*_tags(cell)}:
             cell.source = f"# Not run at this scale: it needs the microworld, whose truth is known.\n{cell.source}"
             cell.metadata["tags"] = [*_tags(cell), "skip-execution"]  # nbclient's own
 

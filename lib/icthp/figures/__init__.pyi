@@ -1,4 +1,5 @@
 from .drawing import animate as animate
+from .drawing import conclude as conclude
 from .drawing import errorbar as errorbar
 from .drawing import forest as forest
 from .drawing import image_grid as image_grid

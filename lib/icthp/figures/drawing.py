@@ -23,6 +23,12 @@ def forest(axis, rows, labels, title: str, palette) -> None:
     axis.set_title(title, fontsize=9)
 
 
+def conclude(figure, text: str) -> None:
+    """What the figure shows, as its title: one sentence, left-aligned above all panels; make it from the numbers drawn."""
+    width = int(11 * figure.get_figwidth())  # characters in a line
+    figure.suptitle("\n".join(textwrap.wrap(text, width)), x=0.01, y=1.0, ha="left", va="bottom", fontsize=13, fontweight="bold")
+
+
 def image_grid(pixels: torch.Tensor, titles=None, columns: int = 8, rows=None, heads=None, width: float = 1.5):
     """A figure of pixels (n, 3, h, w) in [0, 1], `columns` wide, each picture `width` inches; lists of texts: titles under pictures, `rows`
     left of lines, `heads` above columns."""
