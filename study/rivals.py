@@ -230,15 +230,15 @@ def place_of_candidate(name: str, method: dict) -> Path:
 
 
 def chosen(config: dict) -> dict[str, dict]:
-    """Each method with the knobs of the search's best run, by the reward itself at its end; ValueError where one was not searched."""
+    """Each method with the knobs of the search's best run, by the reward itself at its end; ValueError for a method without one."""
     searched = pd.read_csv(rivals_tables.SEARCH).set_index("run").reward
     best = {}
     for name, method in candidates(config):
-        run_name = place_of_candidate(name, method).stem
-        if run_name not in searched.index:
-            raise ValueError(f"{run_name} was not searched: python study/rivals.py search")
-        if name not in best or searched[run_name] > best[name][0]:
-            best[name] = searched[run_name], method
+        reward = searched.get(place_of_candidate(name, method).stem)  # None where its gradient broke
+        if reward is not None and (name not in best or reward > best[name][0]):
+            best[name] = reward, method
+    if missing := config["methods"].keys() - best.keys():
+        raise ValueError(f"no run of {', '.join(sorted(missing))} in {rivals_tables.SEARCH}: python study/rivals.py search")
     return {name: method for name, (_, method) in best.items()}
 
 
@@ -249,9 +249,17 @@ def jobs(config: dict) -> list[tuple[str, str, int]]:
 
 
 def do_all(places: list[Path], make, earlier=frozenset()) -> None:
-    """Make the files that are not there; earlier: the numbers of those whose rows are in the table already."""
+    """Make the files that are not there; earlier: the numbers of those whose rows are in the table already. A run whose gradient breaks is
+    named and left out; the others go on."""
     is_done = lambda k: k in earlier or places[k].exists()
-    shards.make_all(places, lambda k: files.atomic(places[k], make(k).to_parquet), is_done, "runs")
+
+    def make_one(k: int) -> None:
+        try:
+            files.atomic(places[k], make(k).to_parquet)
+        except FloatingPointError as error:
+            print(f"{places[k].stem} is left out: {error}", file=sys.stderr)
+
+    shards.make_all(places, make_one, is_done, "runs")
 
 
 def main(argv: list[str]) -> None:

@@ -64,8 +64,20 @@ def test_the_chosen_knobs_are_the_rewards_best_not_the_utilitys(rivals, config, 
     monkeypatch.setattr(rivals.rivals_tables, "SEARCH", tmp_path / "search.csv")
     best = rivals.chosen(small)
     assert (best["a"]["lr"], best["a"]["beta"], best["b"]["lr"]) == (0.1, 2.0, 0.1)
-    with pytest.raises(ValueError, match="b-0.3 was not searched"):
-        rivals.chosen(small | {"search": {"lr": [0.1, 0.2, 0.3]}} | {"methods": {"b": {"knob": {}}}})
+    assert rivals.chosen(small | {"search": {"lr": [0.2, 0.3]}})["b"]["lr"] == 0.2  # the other's gradient broke, it has no row
+    with pytest.raises(ValueError, match="no run of c in"):
+        rivals.chosen(small | {"methods": {"c": {"knob": {}}}})
+
+
+def test_a_run_whose_gradient_breaks_does_not_stop_the_next(rivals, tmp_path, capsys):
+    def make(k):
+        if k == 0:
+            raise FloatingPointError("the grad_norm is nan")
+        return pd.DataFrame({"a": [k]})
+
+    rivals.do_all([tmp_path / f"{name}.parquet" for name in "ab"], make)
+    assert [path.name for path in tmp_path.glob("*.parquet")] == ["b.parquet"]
+    assert "a is left out: the grad_norm is nan" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name, expected", [("draft_1", (1, 1)), ("dpo", (4, 0)), ("npo", (4, 0)), ("tpo", (1, 0)), ("image_refl", (1, 1)),

@@ -23,7 +23,7 @@ LAYERS = """
 imports  params  project  timing  chat  losses  information  preprocessing  isolation  freezing  optimizers  corruptions
 shards  precision  threads  metering
 files
-tables  run  places  figures  checkpointing  scorers.states
+tables  run  places  figures  checkpointing  custom  scorers.states
 preflight
 trainer  pipelines  kernels  strip
 images

@@ -114,6 +114,8 @@ def test_a_clipped_ratio_has_no_gradient_outside():
     value = preferences.clipped_log_ratio(logp, torch.zeros(5, dtype=torch.float64), 0.1)
     assert torch.allclose(value, torch.tensor([math.log(0.9), -0.05, 0.0, 0.05, math.log(1.1)], dtype=torch.float64))
     assert torch.autograd.grad(value.sum(), logp)[0].tolist() == pytest.approx([0, 1, 1, 1, 0])
+    far = torch.tensor([-1000.0, 1000.0], requires_grad=True)  # where exp overflows
+    assert torch.autograd.grad(preferences.clipped_log_ratio(far, torch.zeros(2), 0.1).sum(), far)[0].tolist() == [0, 0]
 
 
 LINKS = [preferences.logistic, preferences.hinge, preferences.square, preferences.bernoulli_kl]

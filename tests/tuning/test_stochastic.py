@@ -72,6 +72,13 @@ def test_ppo_by_hand_and_on_policy():
     assert grad(on_policy, logp)[0].tolist() == pytest.approx((-advantage / 4).tolist())
 
 
+def test_a_ratio_beyond_float32_leaves_a_finite_gradient():
+    """1 where it is clipped: a better picture that is already far more likely."""
+    logp = torch.tensor([200.0, 0.0], requires_grad=True)
+    loss = clipped_ratio_loss(logp, torch.zeros(2), torch.tensor([1.0, 1.0]), 0.1)
+    assert torch.autograd.grad(loss, logp)[0].tolist() == [0, -0.5]
+
+
 def test_guards_log_ratio_has_mean_zero_under_the_old_steps():
     old, std = random(1, 3, 4, 4).expand(4000, -1, -1, -1), 0.4
     mean = old + 0.3

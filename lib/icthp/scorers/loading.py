@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+from icthp.custom import is_custom
 from icthp.project import project_root
 from icthp.scorers.aesthetic import AestheticScorer, aesthetic_head
 from icthp.scorers.aesthetic_v25 import load_aesthetic_v25
@@ -10,7 +11,7 @@ from icthp.scorers.base import Scorer
 from icthp.scorers.clip import load_clip, load_hps
 from icthp.scorers.clip_iqa import load_clip_iqa
 from icthp.scorers.combined import IctHpScorer
-from icthp.scorers.custom import is_custom, load_custom
+from icthp.scorers.custom import load_custom
 from icthp.scorers.cyclereward import load_cyclereward
 from icthp.scorers.endpoint import load_unified_reward, load_vision_reward
 from icthp.scorers.fga_blip2 import load_fga_blip2

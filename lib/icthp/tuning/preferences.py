@@ -3,6 +3,7 @@
 The score of a picture is minus beta / 2 times its error less the untuned generator's (`Fit.gain`); without a reference, minus the error
 itself; on a sampler's steps, beta times a log-ratio. b prompts, n pictures of each. Tensors in, a scalar with its graph out."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -103,7 +104,7 @@ def bounded(error: Tensor, k: float = 0.5, scale: float = 1000.0) -> Tensor:
 
 def clipped_log_ratio(logp: Tensor, base: Tensor, clip: float) -> Tensor:
     """log clip(exp(logp - base), 1 - clip, 1 + clip): how far a step has moved from a reference's; outside it has no gradient."""
-    return (logp - base).exp().clamp(1 - clip, 1 + clip).log()
+    return (logp - base).clamp(math.log1p(-clip), math.log1p(clip))  # not through exp, whose overflow has no gradient but NaN
 
 
 def safe_scale(residual: Tensor, other: Tensor, mu: float) -> Tensor:

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+LARGEST = 60.0  # a log-ratio: exp of more may overflow in float32, and the gradient of what is clipped be 0 times infinity
+
 # ---- rules: (x (k, c, h, w), velocity, sigma, next sigma) -> mean (k, c, h, w), standard deviation ------------------------------------
 
 
@@ -53,7 +55,7 @@ def clipped_ratio_loss(
 
     Where `old` is the same generator's q is 1 and the gradient -A scale times that of logp. GRPO-Guard (arXiv 2510.22319) centres the
     log-ratio, whose mean under the old density is -|mean - old mean|^2 / (2 std^2), and scales it by std."""
-    ratio = (scale * (logp - old + centre)).exp()
+    ratio = (scale * (logp - old + centre)).clamp(max=LARGEST).exp()
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)).mean()
 
 
