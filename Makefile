@@ -8,8 +8,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 export DVC_NO_ANALYTICS := 1
-STORY := 01_scoring_paradox 01b_explanations 02_pick_high 03_train_ict 04_train_hp 05_draft_k 06_evaluate 07_figures
-APPENDIX := A1_build_microworld A2_score_your_images A3_benchmarks A4_published_data
+STORY := 00_playground 01_scoring_paradox 01b_explanations 02_pick_high 03_train_ict 04_train_hp 05_draft_k 06_evaluate 07_figures
+APPENDIX := A1_build_microworld A2_score_your_images A3_benchmarks A4_published_data A5_your_own_reward
 LAB := tests/test_lab.py tests/test_lab_paper.py tests/test_plan.py
 
 .PHONY: repro check test quick-copies test-story test-appendix test-lab data lab bench study study-keep rivals readme site clean

@@ -18,7 +18,7 @@ WITHOUT_STAGE = {  # notebook -> what makes it quick
     "08_rivals": {"steps": 2, "batch": 4, "held_out": 8, "scale": "smoke"},
     "A2_score_your_images": {},
     "A4_published_data": {},
-    "A5_your_own_reward": {"steps": 2, "batch": 2, "scale": "smoke"},
+    "A5_your_own_reward": {"steps": 2, "batch": 2, "held_out": 8, "micro_scenes": 8, "scale": "smoke"},
 }
 OVER = {"rewards": "clip"}  # one tuned generator is enough
 
