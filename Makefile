@@ -79,8 +79,9 @@ bench: .venv/ready
 readme: .venv/ready  ## README.md from docs/README.md.j2 and the results of `make repro`
 	python docs/readme.py
 
-site: .venv/ready  ## the README, the executed notebooks and the figures as HTML in site/
-	python docs/site.py
+site: .venv/ready  ## these pages, the executed notebooks, the figures and the playground as HTML in site/
+	python docs/playground/build.py
+	NO_MKDOCS_2_WARNING=1 mkdocs build
 
 clean:  ## forget all results; data/, the cache and .venv stay
 	rm -rf runs models figures site study/runs

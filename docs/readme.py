@@ -106,9 +106,7 @@ def pages(**folders) -> dict[Path, str]:
                                      lstrip_blocks=True, keep_trailing_newline=True)  # fmt: skip
     known = facts(**folders)
     names = [template.stem for template in sorted(Path("docs").glob("*.md.j2"))]
-    return {
-        Path("" if name == "README.md" else "docs", name): environment.get_template(f"{name}.j2").render(**known) for name in names
-    }
+    return {Path("" if name == "README.md" else "docs", name): environment.get_template(f"{name}.j2").render(**known) for name in names}
 
 
 def main() -> None:

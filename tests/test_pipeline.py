@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -90,11 +89,9 @@ def test_the_pipeline_runs_to_the_end_after_a_kill_and_then_does_nothing(clone):
     )
     assert "base_jpeg_kb" in shell("dvc metrics diff", clone)
     shell("dvc checkout -f runs/evaluate/summary.json", clone)
-    site = shell("python docs/site.py", clone)
-    pages = {p.name for p in (clone / "site").glob("*.html")}
-    assert {"index.html", "01_scoring_paradox.html", "01b_explanations.html", "05_draft_k-icthp.html", "07_figures.html"} <= pages, site
-    links = re.findall(r'href="([^"#:]+\.html)"|src="([^":]+\.png)"', (clone / "site/index.html").read_text(encoding="utf-8"))
-    assert len(links) > 20 and all((clone / "site" / (page or picture)).exists() for page, picture in links)
+    site = shell("mkdocs build", clone)  # it ends with an error where a link leads nowhere
+    pages = {p.name for p in (clone / "site/notebooks").glob("*.html")}
+    assert {"01_scoring_paradox.html", "01b_explanations.html", "05_draft_k-icthp.html", "07_figures.html"} <= pages, site
 
     path = clone / "notebooks/01_scoring_paradox.ipynb"  # as JupyterLab leaves it: run, saved with outputs
     notebook = nbformat.read(path, 4)
