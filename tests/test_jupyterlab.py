@@ -1,66 +1,25 @@
 """A notebook as its reader meets it: JupyterLab in a browser, Run All, figures there and no error."""
 
-import base64
-import itertools
-import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
-import websocket
 
+from browser import IS_THERE, Browser
 from conftest import ROOT
 
 BIN = Path(sys.executable).parent
-ready = pytest.mark.skipif(not shutil.which("chromium") or not (ROOT / "data/hub/clip").exists(), reason="needs chromium and `dvc pull`")
-
-
-class Browser:
-    """Chromium by its DevTools protocol: just what this test says to it."""
-
-    def __init__(self, folder):
-        command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1300,1400", "--remote-debugging-port=0",
-                   "--remote-allow-origins=*", f"--user-data-dir={folder}", "about:blank"]  # fmt: skip
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        port = next(m[1] for line in self.process.stderr if (m := re.search(r"ws://127\.0\.0\.1:(\d+)/", line)))
-        pages = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/json"))
-        target = next(p for p in pages if p["type"] == "page")
-        self.socket, self.ids = websocket.create_connection(target["webSocketDebuggerUrl"], timeout=120), itertools.count()
-
-    def __call__(self, method, **params):
-        number = next(self.ids)
-        self.socket.send(json.dumps({"id": number, "method": method, "params": params}))
-        while (answer := json.loads(self.socket.recv())).get("id") != number:
-            pass
-        return answer["result"]
-
-    def run(self, script):
-        """The value of a JavaScript expression, None where it fails."""
-        return self("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)["result"].get("value")
-
-    def wait(self, script, seconds):
-        end = time.time() + seconds
-        while not (value := self.run(script)):
-            assert time.time() < end, f"after {seconds} s still not: {script}"
-            time.sleep(1)
-        return value
-
-    def screenshot(self, file):
-        Path(file).write_bytes(base64.b64decode(self("Page.captureScreenshot")["data"]))
+ready = pytest.mark.skipif(not IS_THERE or not (ROOT / "data/hub/clip").exists(), reason="needs chromium and `dvc pull`")
 
 
 @pytest.fixture
 def browser(tmp_path):
-    browser = Browser(tmp_path / "profile")
-    yield browser
-    browser.process.kill()
-    browser.process.wait()
+    with Browser(tmp_path / "profile") as browser:
+        yield browser
 
 
 @pytest.fixture

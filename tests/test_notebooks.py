@@ -109,7 +109,8 @@ def test_a2_lists_a_broken_picture_and_scores_the_others(tmp_path):
     table, printed = score(folder, tmp_path, scorers="jpeg,clip,pickscore,hp", prompt="a red circle")
     unreadable = table[table.error.notna()]
     assert len(table) == 4 and [p.rsplit("/", 1)[1] for p in unreadable.image] == ["1b.png"]
-    assert "1b.png cannot be read" in printed and "hp is left out" in printed and "dvc repro train_hp" in printed
+    assert "1b.png cannot be read" in printed
+    assert "Left out until `make repro` has trained them: hp; scored without them: jpeg, clip, pickscore." in printed
     assert table[table.error.isna()][["jpeg", "clip", "pickscore"]].notna().all(axis=None)
     assert table.jpeg.notna().sum() == 3
 
@@ -150,12 +151,33 @@ def test_01_and_01b_take_a_table_of_real_pictures(tmp_path):
 
 @needs_data
 def test_a2_says_on_photographs_that_micro_scorers_mean_nothing(tmp_path):
-    """In what it prints and in the page, unless the weights are one's own."""
-    (tmp_path / "mine").mkdir()
-    shutil.copy(DATA / "examples/0_rich.png", tmp_path / "mine/a.png")
-    _, printed = score(tmp_path / "mine", tmp_path, scorers="jpeg,clip", prompt="a photo of a bear")
+    """In what it prints, in each row that it keeps and under each picture, from wherever the weights were read; JPEG always counts."""
+    for name in ("a.png", "deep/b.png", "deep/er/c.png"):
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(DATA / "examples/0_rich.png", tmp_path / "mine" / name)
+    for name, text in (("a.txt", "a photo of a bear"), ("deep/prompt.txt", "a blue star left of an orange cross"), ("deep/er/c.txt", "")):
+        (tmp_path / "mine" / name).write_text(text, encoding="utf-8")
+    shutil.copytree(DATA / "hub/clip", tmp_path / "copied")
+    table, printed = score(tmp_path / "mine", tmp_path, scorers="jpeg,clip,pickscore", sources=f"clip=local-dir:{tmp_path / 'copied'}")
+    assert table.folder.tolist() == [".", "deep", "deep/er"] and table.meaningless.isna().tolist() == [False, True, False]
+    assert (table.meaningless.dropna() == "clip, pickscore").all() and table["clip"].isna().tolist() == [False, False, True]
     page = (tmp_path / "out/gallery.html").read_text(encoding="utf-8")
     for text in (printed, page):
-        assert "clip know only the microworld" in text and "1 of 1 rows are others" in text
-    own = {"prompt": "a photo of a bear", "sources": "clip=local-dir:data/hub/clip"}
-    assert "mean nothing" not in score(tmp_path / "mine", tmp_path, scorers="jpeg,clip", **own)[1]
+        assert "meaningless here: clip, pickscore." in text and "2 of 3 pictures" in text and "deep/er/c.txt is empty" in text
+    assert page.count('class="void" data-of="clip"') == page.count('class="void" data-of="pickscore"') == 1
+    assert page.count('data-of="clip"') == 2 and page.count('data-of="jpeg"') == 3 and 'class="void" data-of="jpeg"' not in page
+
+
+@needs_data
+@pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason="needs the six photographs")
+def test_a2_counts_the_prompts_that_it_cut(tmp_path):
+    """A prompt of photographs is read by the micro scorers letter by letter, and soon ends."""
+    (tmp_path / "mine").mkdir()
+    for file in PHOTOGRAPHS.glob("*_I[12].jpg"):
+        shutil.copy(file, tmp_path / "mine")
+        prompt = "a Ferrari car that is made out of wood, in the garden of a villa, at noon" if "Ferrari" in file.name else "a dragon"
+        (tmp_path / f"mine/{file.stem}.txt").write_text(prompt, encoding="utf-8")
+    table, printed = score(tmp_path / "mine", tmp_path, scorers="jpeg,clip")
+    assert "Prompts that clip read only the beginning of, cut to its length: 2." in printed and table["cut"].notna().sum() == 2
+    assert table["cut_at"].dropna().map(int).between(20, 60).all() and not table.error.notna().any()
+    assert (tmp_path / "out/gallery.html").read_text(encoding="utf-8").count('class="unread" title="not read by clip"') == 2

@@ -74,7 +74,7 @@ def test_the_pipeline_runs_to_the_end_after_a_kill_and_then_does_nothing(clone):
     assert "up to date" in shell("dvc status", clone)  # of the study, which nobody ran here, it says nothing
 
     for suffix in ("png", "pdf"):
-        assert len(list((clone / "figures").glob(f"*.{suffix}"))) == 18
+        assert len(list((clone / "figures").glob(f"*.{suffix}"))) == 19
     assert len(list((clone / "figures").glob("*.tex"))) == len(list((clone / "figures").glob("*.md"))) == 7
     metrics = json.loads((clone / "runs/evaluate/metrics.json").read_text(encoding="utf-8"))
     assert {"clip_plain_i2_i1_acc", "icthp_geneval_mean", "micro_base_pair_short_correct"} <= metrics.keys()

@@ -1,9 +1,9 @@
-"""A collection of pictures: every source, cached scores, a page that a browser sorts."""
+"""A collection of pictures: every source, cached scores, numbers that mean nothing, a page that a browser sorts and groups."""
 
+import html
 import os
 import re
 import shutil
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import datasets
@@ -14,10 +14,11 @@ import torch
 from geneval_layout import write_folder
 from PIL import Image
 
+from browser import IS_THERE, Browser
 from conftest import ROOT
 from icthp import files, images
 from icthp.evaluation import gallery, gallery_page
-from icthp.scorers import base, combined, hp, loading
+from icthp.scorers import aesthetic, base, combined, hp, hub, loading
 
 
 @pytest.fixture
@@ -117,7 +118,7 @@ def test_the_summary_says_what_a_number_compares(folder, loaded, tmp_path):
     assert summary.number["jpeg"] == "kB at quality 95" and summary["count"].tolist() == [3, 5]
     scorers = {"jpeg": hp.HpScorer(loaded["clip"], hp.make_head(16)).eval()}  # in name alone
     table = gallery.score(scorers, with_prompts(folder), tmp_path)
-    assert gallery.summary(scorers, table).compares.jpeg == gallery.ACROSS
+    assert gallery.summary(scorers, table).compares.jpeg == f"{gallery.ACROSS} of the microworld"
     assert not any("one size" in line for line in gallery.account(scorers, table))
 
 
@@ -140,23 +141,47 @@ def test_the_page_is_one_file_that_escapes_what_it_shows(folder, loaded, tmp_pat
     page = gallery_page.write_html(tmp_path / "g.html", loaded, table, "mine & yours", "jpeg").read_text(encoding="utf-8")
     assert page.count("<figure ") == 5 and "alert(&quot;x" in page and 'alert("x' not in page and "mine &amp; yours" in page
     order = [float(v) for v in re.findall(r'data-jpeg="([0-9.e+-]+)"', page)]
-    assert order == sorted(order, reverse=True) and len(order) == 5 and "http" not in page.replace("data:image", "")
+    assert order == sorted(order, reverse=True) and len(order) == 5 and not re.search("https?:|//[a-z]+[.]", page)
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
-def test_a_browser_sorts_the_page(folder, loaded, tmp_path):
-    table = gallery.score(loaded, with_prompts(folder), tmp_path / "store")
+@pytest.fixture
+def browser(tmp_path):
+    with Browser(tmp_path / "profile") as browser:
+        yield browser
+
+
+FIGURES = "[...document.querySelectorAll('main figure')].filter(f => !f.hidden)"
+HEADS = "[...document.querySelectorAll('main h2')].map(h => h.textContent)"
+
+
+@pytest.mark.skipif(not IS_THERE, reason="needs chromium")
+def test_a_browser_sorts_groups_and_hides(folder, loaded, tmp_path, browser):
+    """By mouse and keyboard; pictures keep their shape; a phone shows all of the width; nothing is fetched and no foreign script runs."""
+    evil = '<img src=x onerror="window.evil=1"><script>window.evil=1</script>'
+    table = with_prompts(folder)
+    table["prompt"] = [evil, None, "a blue star", "a blue star", None, "a cat"]
+    table = gallery.score(loaded, table.assign(folder=["x", "x", "y", "y", "y", "y"]), tmp_path / "store")
     file = gallery_page.write_html(tmp_path / "g.html", loaded, table, "mine", "jpeg")
-    press = "<script>document.querySelector('button[data-score=clip]').click()</script></body>"
-    file.write_text(file.read_text(encoding="utf-8").replace("</body>", press))
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    command = ["chromium", *options, f"file://{file}"]
-    page = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
-    names = re.findall(r"<br>(\d\.png)</figcaption>", page)
-    best = table[table["clip"].notna()].sort_values("clip", ascending=False).image.str[-5:].tolist()
-    by_size = table[table.error.isna()].sort_values("jpeg", ascending=False).image.str[-5:].tolist()
-    assert names[:3] == best and len(names) == 5 and names != by_size
-    assert 'data-score="clip" aria-pressed="true"' in page and 'data-score="jpeg" aria-pressed="false"' in page
+    file.write_text(file.read_text(encoding="utf-8").replace("</body>", "<script>window.evil = 1</script></body>"), encoding="utf-8")
+    browser("Emulation.setDeviceMetricsOverride", width=400, height=900, deviceScaleFactor=1, mobile=True)
+    browser("Page.navigate", url=f"file://{file}")
+    browser.wait("document.readyState == 'complete' && !!document.querySelector('main section')", 30)
+    names = lambda: [name[-5:] for name in browser.run(f"{FIGURES}.map(f => f.querySelector('.name').textContent)")]
+    best = lambda name: [i[-5:] for i in table[table[name].notna()].sort_values(name, ascending=False).image]
+    assert names() == best("jpeg") and len(names()) == 5 and browser.run(HEADS) == []
+    browser.run("document.querySelector('button[data-score=clip]').focus()")
+    for kind in ("keyDown", "keyUp"):
+        browser("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r" * (kind == "keyDown"))
+    assert names() == best("clip") and len(names()) == 3
+    assert "3 of 5 pictures" in browser.run("document.querySelector('#shown').textContent")
+    assert browser.run("document.querySelector('[aria-pressed=true]').dataset.score") == "clip"
+    browser.run("document.querySelector('button[data-score=jpeg]').click(); document.querySelector('button[data-group=prompt]').click()")
+    assert browser.run(HEADS) == [evil, "no prompt", "a blue star"] and len(names()) == 5
+    browser.run("document.querySelector('button[data-group=folder]').click()")
+    assert browser.run(HEADS) == ["x", "y"] and names()[:2] == [name for name in best("jpeg") if name in ("0.png", "1.png")]
+    assert browser.run("window.evil") is None and browser.run("fetch('data:,x').then(() => 1, () => 0)") == 0
+    assert browser.run("document.documentElement.scrollWidth <= 400")
+    assert browser.run("[...document.images].every(i => getComputedStyle(i).objectFit == 'contain')")
 
 
 def test_scores_of_another_recipe_are_not_taken_from_the_store(folder, loaded, tmp_path):
@@ -252,7 +277,94 @@ def test_a_prompt_that_is_cut_is_reported_everywhere(folder, loaded, tmp_path):
     assert gallery.summary(scorers, table)["prompts cut"].to_dict() == {"clip": 3, "jpeg": 0, "both": 3, "mixed": 3, "hp": 0}
     assert sum("cut to its length: 3." in line for line in gallery.account(scorers, table)) == 3
     page = gallery_page.write_html(tmp_path / "g.html", scorers, table, "t").read_text(encoding="utf-8")
-    assert page.count("only its beginning was read by clip, both, mixed") == 2
+    assert page.count("clip, both, mixed read") == page.count('title="not read by clip, both, mixed"') == 2
+
+
+def test_the_cut_falls_behind_the_longest_beginning_that_is_read(loaded):
+    """One character more, and the scorer would cut that beginning too; a mark stands there on the page."""
+    long = ["a red circle left of a blue square " * 4, "ferraris & <b>cars</b> " * 4, "a star"]
+    *lengths, whole = gallery.read_lengths(loaded["clip"], long)
+    assert whole is None and gallery.read_lengths(loaded["jpeg"], long) == [None] * 3
+    for prompt, n in zip(long, lengths):
+        assert loaded["clip"].is_truncated([prompt[:n], prompt[: n + 1]]).tolist() == [False, True]
+    assert lengths[0] > 2 * lengths[1] > 0  # a word of the world is a token, a foreign one a token a letter
+    row = {"prompt": long[1], "cut": "clip, ict", "cut_at": f"{lengths[1]}, {lengths[1] + 12}"}
+    page = gallery_page._prompt(row)
+    parts = [html.unescape(text) for pair in re.findall(r'<span class="unread" title="([^"]*)">([^<]*)<', page) for text in pair]
+    first, second = long[1][lengths[1] : lengths[1] + 12], long[1][lengths[1] + 12 :]
+    assert parts == ["not read by clip", first, "not read by clip, ict", second]
+    assert f"clip read {lengths[1]} of 92 characters; ict read {lengths[1] + 12} of 92 characters" in page and "<b>" not in page
+
+
+# ---- meaning ----------------------------------------------------------------------------------------------------
+
+
+def test_micro_scorers_are_known_by_card_or_vocabulary(loaded, tmp_path):
+    """Wherever their folder lies, and as a part of another scorer."""
+    clip = loaded["clip"]
+    head = hp.HpScorer(clip, hp.make_head(16, "affine")).eval()
+    parts = [(loaded["jpeg"], 1.0, None, None), (clip, 1.0, None, None)]
+    micro = [clip, head, head.fold(), combined.IctHpScorer(clip, head), combined.CombinedScorer(parts),
+             aesthetic.AestheticScorer(clip, torch.nn.Linear(16, 1))]  # fmt: skip
+    assert all(map(gallery.is_micro, micro)) and not gallery.is_micro(loaded["jpeg"]) and not gallery.is_micro(Odd())
+    clip.architecture["text_cfg"]["vocab_size"] = 49_408  # as of a published CLIP
+    assert not any(map(gallery.is_micro, micro))
+    for scale, expected in (("micro", True), ("smoke", True), ("lab", False), ("paper", False)):
+        hub.write_model_card(tmp_path / scale, "ict", scale, {"base": "ViT-B-32/laion2b"}, {})
+        assert gallery.is_micro(clip.with_card(tmp_path / scale)) is expected
+    clip.architecture = None
+    assert not gallery.is_micro(clip)
+
+
+@pytest.mark.skipif(not (ROOT / "data/hub/clip").exists(), reason="needs `dvc pull`")
+def test_the_projects_own_models_are_micro():
+    assert all(gallery.is_micro(loading.load(name, f"local-dir:{ROOT / 'data/hub' / name}")) for name in ("clip", "pickscore"))
+    if (ROOT / "models/hp/hp.safetensors").exists():
+        assert gallery.is_micro(loading.load("hp", str(ROOT / "models/hp")))
+
+
+def test_a_number_that_means_nothing_is_marked_everywhere(folder, loaded, tmp_path):
+    """In the table that is kept, in the one that is shown, in the summary, the account and under each picture; never one of JPEG's."""
+    scorers = loaded | {"hp": hp.HpScorer(loaded["clip"], hp.make_head(16)).eval()}
+    own = lambda prompt: prompt == "a blue star"
+    table = gallery.score(scorers, with_prompts(folder), tmp_path / "store", is_sentence=own)
+    assert table.meaningless.fillna("").tolist() == ["clip, hp", "clip, hp", "", "", "clip, hp", "clip, hp"]
+    table.to_parquet(tmp_path / "t.parquet")
+    assert pd.read_parquet(tmp_path / "t.parquet").meaningless.isna().tolist() == table.meaningless.isna().tolist()
+    counts = gallery.summary(scorers, table)
+    assert counts.meaningless.to_dict() == {"clip": 1, "jpeg": 0, "hp": 3} and counts["count"].to_dict() == {"clip": 3, "jpeg": 5, "hp": 5}
+    assert counts["max"].hp == table.hp[2:4].max() and counts["max"].jpeg == table.jpeg.max()
+    shown = gallery_page.marked(scorers, table)
+    assert [text.endswith(gallery.MARK) for text in shown.hp] == [True, True, False, False, True, False] and shown.hp[5] == ""
+    assert not shown.jpeg.str.contains(gallery.MARK).any() and shown["clip"][0].endswith(gallery.MARK)
+    assert any("meaningless here: clip, hp." in line and "4 of 6 pictures" in line for line in gallery.account(scorers, table))
+    page = gallery_page.write_html(tmp_path / "g.html", scorers, table, "t", "hp").read_text(encoding="utf-8")
+    for figure in page.split("<figure ")[1:]:
+        numbers = re.findall(r'<li(?: class="(void)")? data-of="(\w+)"', figure)
+        void = "" if "a blue star" in figure else "void"
+        assert numbers == [(void if name != "jpeg" else "", name) for _, name in numbers] and len(numbers) >= 2
+    assert page.count('class="warning"') == 1 and page.count(f"<s>0.12</s> {gallery.MARK}") == 1
+
+
+def test_without_a_grammar_no_number_of_a_micro_scorer_means_anything(folder, loaded, tmp_path):
+    table = gallery.score(loaded, with_prompts(folder), tmp_path / "store")
+    assert (table.meaningless == "clip").all() and np.isnan(gallery.summary(loaded, table)["max"]["clip"])
+    jpeg = {"jpeg": loaded["jpeg"]}
+    table = gallery.score(jpeg, table, tmp_path / "store")
+    assert table.meaningless.isna().all() and not gallery.warning(jpeg, table) and "clip" not in gallery_page.marked(jpeg, table)
+    page = gallery_page.write_html(tmp_path / "g.html", jpeg, table, "t").read_text(encoding="utf-8")
+    assert gallery.MARK not in page and 'class="warning"' not in page
+
+
+def test_a_grammar_is_asked_once_for_each_prompt(folder, loaded, tmp_path):
+    asked = []
+    gallery.score(loaded, with_prompts(folder), tmp_path / "store", is_sentence=lambda prompt: asked.append(prompt) or True)
+    assert sorted(asked) == ["a blue star", "a cat", "a red circle"]
+
+
+def test_no_scorer_at_all_is_named(folder, tmp_path):
+    with pytest.raises(ValueError, match="no scorer to score with"):
+        gallery.score({}, gallery.read(str(folder), tmp_path), tmp_path / "store")
 
 
 class Odd(base.Scorer):
@@ -308,10 +420,33 @@ def test_names_and_errors_are_escaped(folder, loaded, tmp_path):
 
 def test_the_page_lists_what_is_not_on_it(folder, loaded, tmp_path):
     (folder / "notes.txt").write_text("x", encoding="utf-8")
-    (folder / "more").mkdir()
+    (folder / ".more").mkdir()
     table = gallery.score(loaded, with_prompts(folder), tmp_path / "store")
     page = gallery_page.write_html(tmp_path / "g.html", loaded, table, "t").read_text(encoding="utf-8")
     assert "Pictures: 6; not scored or not by all: 1; without a prompt: 2." in page and "<li>" in page and "9.png cannot be read" in page
-    assert "Not looked at: sub-folders (1), files that end in .txt (1)." in page
+    assert "Not looked at: hidden folders (1), files that end in .txt (1)." in page
+    assert "Without a number" not in page
     (folder / "0.png").unlink()  # gone between its score and the page
     assert gallery_page.write_html(tmp_path / "g.html", loaded, table, "t").read_text(encoding="utf-8").count("<figure ") == 5
+
+
+def test_a_scorer_without_any_number_has_neither_button_nor_row(folder, loaded, tmp_path):
+    table = gallery.score(loaded, gallery.read(str(folder), tmp_path), tmp_path / "store")
+    page = gallery_page.write_html(tmp_path / "g.html", loaded, table, "t", "clip").read_text(encoding="utf-8")
+    assert 'button data-score="jpeg"' in page and 'button data-score="clip"' not in page and "<th>clip</th>" not in page
+    assert "Without a number for any picture, and not shown: clip." in page and "nan" not in re.sub(r"base64,[^\"]*", "", page).lower()
+    assert list(gallery_page.marked(loaded, table)) == ["picture", "prompt", "jpeg"]
+
+
+def test_groups_and_folders_from_elsewhere_are_text(folder, loaded, tmp_path):
+    table = with_prompts(folder).assign(group=['"><b>x</b>', '"><b>x</b>', 7, 7, None, None])
+    table = gallery.score(loaded, table, tmp_path / "store")
+    page = gallery_page.write_html(tmp_path / "g.html", loaded, table, "t").read_text(encoding="utf-8")
+    assert page.count('data-group-group="&quot;&gt;&lt;b&gt;x') == 2 and 'data-group-group="no group"' in page and "<b>" not in page
+
+
+def test_many_remarks_are_counted(folder, loaded, tmp_path):
+    table = gallery.score(loaded, with_prompts(folder), tmp_path / "store")
+    table.attrs["problems"] = [f"{i}.txt is empty" for i in range(500)]
+    page = gallery_page.write_html(tmp_path / "g.html", loaded, table, "t", notes=["n <1"]).read_text(encoding="utf-8")
+    assert "<p>And 401 sentences more.</p>" in page and " 499.txt" not in page and "<p>n &lt;1</p>" in page

@@ -26,7 +26,8 @@ def forest(axis, rows, labels, title: str, palette) -> None:
 def conclude(figure, text: str) -> None:
     """What the figure shows, as its title: one sentence, left-aligned above all panels; make it from the numbers drawn."""
     width = int(11 * figure.get_figwidth())  # characters in a line
-    figure.suptitle("\n".join(textwrap.wrap(text, width)), x=0.01, y=1.0, ha="left", va="bottom", fontsize=13, fontweight="bold")
+    lines = textwrap.wrap(text, width, break_on_hyphens=False)
+    figure.suptitle("\n".join(lines), x=0.01, y=1.0, ha="left", va="bottom", fontsize=13, fontweight="bold")
 
 
 def image_grid(pixels: torch.Tensor, titles=None, columns: int = 8, rows=None, heads=None, width: float = 1.5):
