@@ -143,10 +143,14 @@ def test_01_and_01b_take_a_table_of_real_pictures(tmp_path):
     assert metrics["paradox_rate_short_clip_n"] == 4 and metrics["jpeg_ratio"] > 1.3 and "micro_formula_r2" not in metrics
     assert {"clip_short_0", "clip_short_1"} <= metrics.keys() and not [name for name in metrics if name.startswith("micro_clip_short")]
     assert len(pd.read_parquet(tmp_path / "01/levels.parquet")) == 4 * 2 * 3
+    drawn = {path.stem for path in (tmp_path / "01/figures").glob("*.png")}
+    assert {"theory", "gaussian", "levels", "micro_richness", "micro_formula", "paradox_rates", "micro_vote", "micro_vote_clip"} <= drawn
     options = {"photographs": str(DATA / "examples"), "micro_clip_steps": 0, "micro_estimate_scenes": 2, "micro_scenes": 4}
     execute("01b_explanations", out=str(tmp_path / "01b"), **options, **table)
     metrics = json.loads((tmp_path / "01b/metrics.json").read_text(encoding="utf-8"))
     assert metrics["fall_short_clip_n"] == 4 and {"truncated_short", "micro_denoiser_own_spearman"} <= metrics.keys()
+    drawn = {path.stem for path in (tmp_path / "01b/figures").glob("*.png")}
+    assert {"micro_bytes", "micro_split", "micro_probe", "micro_denoiser"} <= drawn and "micro_falls" not in drawn  # no CLIP was trained
 
 
 @needs_data

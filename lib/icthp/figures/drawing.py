@@ -25,7 +25,7 @@ def forest(axis, rows, labels, title: str, palette) -> None:
 
 def conclude(figure, text: str) -> None:
     """What the figure shows, as its title: one sentence, left-aligned above all panels; make it from the numbers drawn."""
-    width = int(11 * figure.get_figwidth())  # characters in a line
+    width = int(9.5 * figure.get_figwidth())  # characters in a line
     lines = textwrap.wrap(text, width, break_on_hyphens=False)
     figure.suptitle("\n".join(lines), x=0.01, y=1.0, ha="left", va="bottom", fontsize=13, fontweight="bold")
 
