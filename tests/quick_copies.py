@@ -14,7 +14,7 @@ from icthp.params import coerce, read_params
 
 FOLDER = Path("runs/smoke")
 WITHOUT_STAGE = {  # notebook -> what makes it quick
-    "00_playground": {"steps": 2, "batch": 2},
+    "00_playground": {"steps": 2, "batch": 2, "held_out": 4},
     "08_rivals": {"steps": 2, "batch": 4, "held_out": 8, "scale": "smoke"},
     "A2_score_your_images": {},
     "A4_published_data": {},

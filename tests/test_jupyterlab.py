@@ -50,7 +50,7 @@ def test_run_all_in_jupyterlab(lab, browser, tmp_path):
     browser("Page.navigate", url=f"{lab}/lab/tree/notebooks/01_scoring_paradox.ipynb?token=key&reset")
     browser.wait(f"window.jupyterapp && {PANEL}?.sessionContext?.session?.kernel?.status == 'idle'", 120)
     browser.run(f"jupyterapp.shell.activateById({PANEL}.id)")
-    browser.run("jupyterapp.commands.execute('notebook:run-all-cells')")
+    browser.run("void jupyterapp.commands.execute('notebook:run-all-cells')")
     browser.wait(
         f"{CODE}.every(c => c.execution_count || !c.source.length) || {CODE}.some(c => c.outputs.some(o => o.output_type == 'error'))", 600
     )

@@ -1,3 +1,4 @@
+from . import playground as playground
 from .annotators import BT_SCALE as BT_SCALE
 from .annotators import UTILITY as UTILITY
 from .annotators import quality as quality
