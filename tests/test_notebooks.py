@@ -76,6 +76,39 @@ def test_quick_copies_touch_nothing_of_the_pipeline(monkeypatch, tmp_path):
         assert all("runs/smoke" in place for place in places)
 
 
+NO_NUMBER = r"```.*?```|\$\$.*?\$\$|`[^`]*`|\$[^$]*\$|\]\([^)]*\)|https?://\S+|^\|.*?$|95 %"  # code, mathematics, links, tables, intervals
+OF_OTHERS = re.compile("published|paper|arXiv|released|Stable Diffusion")
+
+
+def typed_numbers(text):
+    """Decimals and percentages that prose states of itself: code, mathematics, links and tables aside, and sentences on others' results."""
+    sentences = re.split(r"(?<=[.:;!?])\s", re.sub(NO_NUMBER, "", text, flags=re.S | re.M))
+    return [found for sentence in sentences if not OF_OTHERS.search(sentence) for found in re.findall(r"\d+\.\d+|\d+ ?%", sentence)]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_prose_states_no_measured_number(path):
+    """What was measured is said by `figures.takeaway`, which computes it."""
+    assert not [found for c in nbformat.read(path, 4).cells if c.cell_type == "markdown" for found in typed_numbers(c.source)]
+
+
+def test_a_typed_number_is_found():
+    assert typed_numbers("CLIP has 0.88 of it, ICT 20 %. With $\\theta = 1.3$ and `lr = 0.1` it falls.") == ["0.88", "20 %"]
+    assert not typed_numbers("| 0.5 | 3 % |\nThe paper has 70.9 %. Intervals are of 95 %.")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_teaches(path):
+    """Goals, a prediction, two exercises with folded solutions, what to read next; the parameters are folded."""
+    cells = nbformat.read(path, 4).cells
+    text = "\n".join(c.source for c in cells if c.cell_type == "markdown")
+    assert "**Afterwards you can**" in cells[0].source and "**Predict" in text and "## Read next" in text
+    solutions = [c for c in cells if "solution" in c.metadata.get("tags", [])]
+    assert len(re.findall(r"\*\*Exercise \d", text)) == len(solutions) >= 2
+    assert all(c.metadata.jupyter.source_hidden and c.metadata.jupyter.outputs_hidden for c in solutions)
+    assert cells[1].metadata.jupyter.source_hidden
+
+
 def execute(name, **parameters):
     """Run a notebook as papermill runs it; returns all that it printed. On a busy machine nbclient may wait for ever for the reply of an
     idle kernel: after four minutes of one cell it is run again, once."""
