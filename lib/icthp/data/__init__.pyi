@@ -1,3 +1,6 @@
+from .making import check_refined as check_refined
+from .making import drop_rejected as drop_rejected
+from .making import edit_of_i2 as edit_of_i2
 from .pairs import PAIRS as PAIRS
 from .pairs import build_triplets as build_triplets
 from .pairs import measure_triplets as measure_triplets
@@ -9,6 +12,7 @@ from .prompts import prompt_groups as prompt_groups
 from .prompts import same_prompt as same_prompt
 from .published import read_pick_high as read_pick_high
 from .published import read_pickapic as read_pickapic
+from .selection import of_different_prompts as of_different_prompts
 from .sources import read_dataset as read_dataset
 from .triplets import TRIPLETS as TRIPLETS
 from .triplets import Triplets as Triplets

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -201,6 +201,21 @@ def cached(prompts: list[str], refiner: Callable[[list[str]], Iterable[str]], pa
         raise ValueError(f"the refiner gave {len(missing) - len(unanswered)} answers to {len(missing)} prompts: "
                          f"{unanswered[0][:60]!r} has none")  # fmt: skip
     return [answers[keys[prompt]] for prompt in prompts]
+
+
+def language_model(
+    kind: str, model: str, answers, *, url: str = "", tokens: int = 0, seed: int = 0, device=None
+) -> Callable[[list[str]], list[str]]:  # fmt: skip
+    """A language model as a refiner, a function from prompts to answers, each of which is kept in the file `answers` and never asked for
+    again (`cached`). kind: "transformers" for `transformers_model`, or "endpoint" for `endpoint`, which reads `url` and `tokens`.
+    ValueError for another kind."""
+    refiners = {
+        "transformers": partial(transformers_model, model=model, seed=seed, device=device),
+        "endpoint": partial(endpoint, model=model, url=url, tokens=tokens),
+    }
+    if kind not in refiners:
+        raise ValueError(f"refiner must be one of {', '.join(refiners)}, or the microworld's, not {kind!r}")
+    return partial(cached, refiner=refiners[kind], path=answers, recipe=f"{kind} {model} {seed}")
 
 
 def _key(recipe: str, prompt: str) -> str:
