@@ -1,8 +1,10 @@
 """The evidence behind notebook 05: `python study/tuning.py tune ROW SEED` tunes a generator by that notebook on one reward with one seed,
 `... measure ROW SEED` draws with it and measures, `... table` puts all into study/tuning_rows.parquet, study/tuning.csv
-and the curves into study/tuning_curves.csv. `make study` runs everything, and goes on after a kill."""
+and the curves into study/tuning_curves.csv (means over seeds) and study/tuning_runs.csv (each run, for alarms), where rows that were
+not run again stay as they are. `make study` runs everything, and goes on after a kill."""
 
 import io
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -19,6 +21,10 @@ from icthp.tuning import optimisers
 RUNS = results.RUNS / "tuning"
 CURVES = ["held_out_reward", "val_loss", "kb", "micro_correct", "micro_utility", "micro_richness", "micro_artefact", "micro_grid",
           "diversity", "score_clip", "score_pickscore", "score_ict", "score_hp"]  # fmt: skip
+RUN_CURVES = ["gain", "other_clip", "other_pickscore", "other_ict", "other_hp", "other_icthp",
+              "micro_correct", "micro_utility", "diversity", "kb"]  # fmt: skip
+EVAL_EVERY = 5  # steps between two looks, so that alarms can be told apart
+MEAN_EVERY = 20  # those of study/tuning_curves.csv and of the pictures
 PICTURES = 4  # prompts whose pictures are kept, of each tuning's first seed
 TIMED_STEPS = 5
 
@@ -26,7 +32,8 @@ TIMED_STEPS = 5
 def tune(row: str, seed: int, options: dict) -> None:
     """Notebook 05 with params.yaml's values but for these."""
     folder = RUNS / f"{row}-{seed}"
-    run.run("runs/src/05_draft_k.ipynb", "draft", folder / "notebook.ipynb", out=str(folder), seed=seed, **of_seed(options, seed))
+    options = {"eval_every": EVAL_EVERY} | of_seed(options, seed)
+    run.run("runs/src/05_draft_k.ipynb", "draft", folder / "notebook.ipynb", out=str(folder), seed=seed, **options)
 
 
 def of_seed(options: dict, seed: int) -> dict:
@@ -54,7 +61,9 @@ def measure(row: str, seed: int, options: dict, params: dict) -> pd.DataFrame:
     readings = {"alignment": qualities["alignment"], "quality": microworld.quality(qualities), "utility": microworld.utility(qualities)}
     values |= {f"micro_{name}": pd.Series(reading.numpy(), texts) for name, reading in readings.items()}
     if options:
-        values["step_seconds"] = pd.Series(seconds_of_steps(options, params, scorers[options["reward"]]))
+        reward = options["reward"]
+        scorer = scorers[reward] if reward in scorers else icthp.load(reward)
+        values["step_seconds"] = pd.Series(seconds_of_steps(options, params, scorer))
     return pd.concat([results.rows_of(name, series.index, series.to_numpy()) for name, series in values.items()], ignore_index=True)
 
 
@@ -78,25 +87,66 @@ def load_scorers(shared: dict) -> dict:
     return {name: icthp.load(name, source) for name, source in results.sources(shared).items()}
 
 
-def curves(rows) -> pd.DataFrame:
-    """Held-out prompts while the notebook tuned: mean over seeds, lowest and highest of them, a row a measure and step."""
+def histories(row: str) -> dict[int, pd.DataFrame]:
+    """Seed -> what the monitor measured of held-out prompts while the notebook tuned, a row a look."""
+    found = sorted(RUNS.glob(f"{row}-[0-9]*/**/history.parquet"))
+    seed_of = lambda file: int(file.relative_to(RUNS).parts[0].rpartition("-")[2])
+    return {seed_of(file): pd.read_parquet(file).dropna(subset="val_loss") for file in found}
+
+
+def curves(rows, every: int = 1) -> pd.DataFrame:
+    """Held-out prompts while the notebook tuned: mean over seeds, lowest and highest of them, a row a measure and step, of the looks after
+    a multiple of `every` steps."""
     parts = []
     for row in rows:
-        for seed, file in enumerate(sorted(RUNS.glob(f"{row}-*/*/history.parquet"))):
-            history = pd.read_parquet(file).dropna(subset="val_loss")
+        for seed, history in histories(row).items():
+            history = history[(history.step + 1) % every == 0]
             parts.append(history.reindex(columns=["step", *CURVES]).melt("step", var_name="measure").assign(row=row, seed=seed))
     grouped = pd.concat(parts).groupby(["row", "measure", "step"], sort=False).value
     return grouped.agg(["mean", "min", "max", "count"]).reset_index()
 
 
+def run_curves(rows: dict) -> pd.DataFrame:
+    """The same of each run, as `tuning.alarms` reads it: a row a look, with the number of steps done, 0 for the untuned generator."""
+    parts = []
+    for row, options in rows.items():
+        for seed, history in histories(row).items():
+            [file] = RUNS.glob(f"{row}-{seed}/**/untuned.json")
+            untuned = pd.DataFrame([json.loads(file.read_text(encoding="utf-8"))])
+            part = pd.concat([untuned.assign(step=0), history.assign(step=history.step + 1)]).reindex(columns=["step", *RUN_CURVES])
+            parts.append(part.assign(row=row, reward=options["reward"].rpartition(":")[2], seed=seed))
+    return pd.concat(parts)[["row", "reward", "seed", "step", *RUN_CURVES]]
+
+
 def pictures_of(row: str) -> pd.DataFrame:
-    """What the first seed's generator drew of a few prompts at every look: row, step, prompt, image (JPEG contents)."""
-    files_found = sorted(RUNS.glob(f"{row}-0/*/snapshots.parquet"))
+    """What the first seed's generator drew of a few prompts: row, step, prompt, image (JPEG contents)."""
+    files_found = sorted(RUNS.glob(f"{row}-0/**/snapshots.parquet"))
     if not files_found:
         return pd.DataFrame()
-    snapshots = pd.read_parquet(files_found[0]).groupby("step").head(PICTURES)
+    snapshots = pd.read_parquet(files_found[0])
+    snapshots = snapshots[snapshots.step % MEAN_EVERY == 0].groupby("step").head(PICTURES)
     pixels = images.stack([io.BytesIO(file["bytes"]) for file in snapshots.image])
     return snapshots.assign(row=row, image=[file["bytes"] for file in images.encode(pixels, "JPEG", quality=92)])
+
+
+def with_earlier(found: pd.DataFrame, file: str) -> pd.DataFrame:
+    """`found` after those lines of a table whose row of the study was not run again; a line that says the same as one of `file` is that
+    one, with its commit and machine."""
+    if not Path(file).exists():
+        return found
+    earlier = pd.read_csv(file)
+    where = [column for column in earlier if column in found and column not in ("commit", "machine")]
+    known = found.merge(earlier, "left", on=where, suffixes=("", "_earlier"))
+    made = {name: known[f"{name}_earlier"].fillna(known[name]).to_numpy() for name in ("commit", "machine")}
+    return pd.concat([earlier[~earlier.row.isin(found.row)], found.assign(**made)], ignore_index=True)
+
+
+def write(found: pd.DataFrame, file: str) -> None:
+    """As results.write does, with the earlier lines."""
+    partial = Path(file).with_suffix(".new.csv")
+    results.write(found, str(partial))
+    files.atomic(Path(file), lambda place: with_earlier(pd.read_csv(partial), file).to_csv(place, index=False))
+    partial.unlink()
 
 
 def main(argv: list[str]) -> None:
@@ -104,11 +154,15 @@ def main(argv: list[str]) -> None:
     rows = run.read_params("study/params.yaml")["tuning"]
     if argv == ["table"]:
         found = results.summarise(results.collect("tuning", {"tuning": rows}), {"tuning": rows}, "base")
-        results.write(found.assign(estimand=results.ESTIMAND), "study/tuning.csv")
-        if list(RUNS.glob("*/*/history.parquet")):
-            results.write(curves([row for row, options in rows.items() if options]), "study/tuning_curves.csv")
-            pictures = pd.concat([pictures_of(row) for row, options in rows.items() if options], ignore_index=True)
-            files.atomic(Path("study/tuning_pictures.parquet"), pictures.to_parquet)
+        write(found.assign(estimand=results.ESTIMAND), "study/tuning.csv")
+        tuned = {row: options for row, options in rows.items() if histories(row)}
+        if tuned:
+            write(curves(tuned, MEAN_EVERY), "study/tuning_curves.csv")
+            write(run_curves(tuned), "study/tuning_runs.csv")
+            pictures = Path("study/tuning_pictures.parquet")
+            earlier = pd.read_parquet(pictures) if pictures.exists() else pd.DataFrame({"row": []})
+            found = [earlier[~earlier.row.isin(tuned)], *(pictures_of(row) for row in tuned)]
+            files.atomic(pictures, pd.concat(found, ignore_index=True).to_parquet)
         return
     job, row, seed = argv[0], argv[1], int(argv[2])
     torch.manual_seed(seed)

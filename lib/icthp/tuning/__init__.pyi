@@ -1,3 +1,4 @@
+from .alarms import independent_names as independent_names
 from .costs import Costs as Costs
 from .costs import counted as counted
 from .draft import draft_step as draft_step
@@ -20,7 +21,6 @@ from .lora import merged as merged
 from .lora import save_lora as save_lora
 from .lora import without_lora as without_lora
 from .monitor import Monitor as Monitor
-from .monitor import independent_names as independent_names
 from .negative import negative_branch as negative_branch
 from .rewards import RewardStep as RewardStep
 from .sampling import generate as generate
