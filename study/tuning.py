@@ -144,9 +144,11 @@ def with_earlier(found: pd.DataFrame, file: str) -> pd.DataFrame:
 def write(found: pd.DataFrame, file: str) -> None:
     """As results.write does, with the earlier lines."""
     partial = Path(file).with_suffix(".new.csv")
-    results.write(found, str(partial))
-    files.atomic(Path(file), lambda place: with_earlier(pd.read_csv(partial), file).to_csv(place, index=False))
-    partial.unlink()
+    try:
+        results.write(found, str(partial))
+        files.atomic(Path(file), lambda place: with_earlier(pd.read_csv(partial), file).to_csv(place, index=False))
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def main(argv: list[str]) -> None:
