@@ -258,3 +258,28 @@ def test_rows_that_were_not_run_again_stay_in_the_tables(study, tmp_path):
 
 
 RUNS = pd.read_csv(ROOT / "study/tuning_runs.csv")
+
+
+def test_the_alarm_of_the_monitor_on_the_runs_of_the_study():
+    """It notices far more collapses than the mean of all other scores, and the threshold is near the one that these runs choose."""
+    peaks = alarms.peaks(RUNS)
+    summary = alarms.compare(RUNS)
+    rule = alarms.counts(peaks[peaks.alarm == "lowest of independent"], alarms.THRESHOLD)
+    assert rule["noticed"] >= 0.9 * rule["collapsing"] >= 9 and rule["false"] <= 0.15 * rule["calm"]
+    assert rule["noticed"] > 2 * summary.noticed["mean of all others"] and summary.area["lowest of independent"] > 0.95
+    assert alarms.THRESHOLD == pytest.approx(summary.threshold["lowest of independent"], abs=0.2)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_toy_reward_masks_the_mean(seed):
+    """Just before the pictures break the mean of all other scores stands above the untuned generator's; CLIP and PickScore have fallen."""
+    run = RUNS[(RUNS.row == "edges_k1") & (RUNS.seed == seed)]
+    collapse = alarms.collapse_step(run)
+    before = alarms.alarm_levels(run, "EdgeScorer").loc[collapse - 5]
+    assert collapse > 40 and before["mean of all others"] < 0 < min(before["CLIP"], before["PickScore"])
+    assert run.gain.iloc[-1] > 10 and run.micro_correct.iloc[-1] < 0.1
+
+
+def test_patience_keeps_unbroken_weights_on_the_runs_of_the_study():
+    unbroken = [alarms.with_patience(run, key[1], patience=2)["correct"] >= 0.5 for key, run in RUNS.groupby(alarms.RUN, sort=False)]
+    assert np.mean(unbroken) > 0.95
