@@ -78,7 +78,8 @@ def _shards(index: Path) -> dict[str, Tensor]:
 
 def _load_file(path: Path):
     """The contents of one file."""
-    start = path.open("rb").read(64)
+    with path.open("rb") as file:
+        start = file.read(64)
     if not start:
         raise ValueError(f"{path} is empty: fetch it again")
     if start.startswith(b"version https://git-lfs"):
