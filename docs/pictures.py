@@ -11,7 +11,7 @@ from PIL import Image
 
 from icthp import figures, microworld, params
 
-COPIED = ("fig1_paradox", "fig3_richness", "fig4_triplets", "fig5_accuracy", "fig10_collapse", "fig12_recipes")
+COPIED = ("fig1_paradox", "fig3_richness", "fig4_triplets", "fig5_accuracy", "fig10_collapse")
 SCENE = 4  # of those that notebook 06 measures
 
 

@@ -25,7 +25,7 @@ import other_pages
 import page_checks
 import repository
 
-PICTURE = base64.b64encode((ROOT / "docs/paradox.png").read_bytes()).decode()
+PICTURE = base64.b64encode((ROOT / "docs/pictures/fig1_paradox.png").read_bytes()).decode()
 WIDE = "<table class='dataframe'><tr>" + "<td>a wide cell</td>" * 40 + "</tr></table>"
 
 FORMULAS = """# 01. Small
@@ -71,7 +71,7 @@ def small_repository(root: Path) -> Path:
     shutil.copytree(ROOT / "docs/site", root / "docs/site", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "figures").mkdir()
     for place in ("docs/a.png", "figures/fig1.png", "figures/fig1.pdf"):
-        shutil.copy(ROOT / "docs/paradox.png", root / place)
+        shutil.copy(ROOT / "docs/pictures/fig1_paradox.png", root / place)
     cells = [
         nbformat.v4.new_markdown_cell(FORMULAS),
         code("size = 2", tags=["parameters"]),
