@@ -17,7 +17,12 @@ SCENE = 4  # of those that notebook 06 measures
 
 def frame(pixels: torch.Tensor, caption: str, means: pd.DataFrame, level: int) -> Image.Image:
     """One scene (3, h, w) at a level, and each scorer's mean score up to it. means: a row a level, a column a scorer."""
-    figure, (picture, curves) = plt.subplots(1, 2, figsize=(7.2, 3), gridspec_kw={"width_ratios": [1, 1.5], "wspace": 0.12})
+    figure, (picture, curves) = plt.subplots(
+        1,
+        2,
+        figsize=(7.2, 3),
+        gridspec_kw={"width_ratios": [1, 1.5], "wspace": 0.12, "left": 0.02, "right": 0.8, "bottom": 0.18, "top": 0.95},
+    )
     picture.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
     picture.set(xticks=[], yticks=[], xlabel=caption)
     for name in means:
@@ -26,7 +31,7 @@ def frame(pixels: torch.Tensor, caption: str, means: pd.DataFrame, level: int) -
                     label=figures.label(name))  # fmt: skip
     curves.set(xlim=(-0.03, 1.03), ylim=(means.min().min() - 0.1, means.max().max() + 0.1), yticks=[], xlabel="richness of the picture",
                ylabel="score, in its own sd")  # fmt: skip
-    curves.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
+    curves.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=10)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=100)
     plt.close(figure)

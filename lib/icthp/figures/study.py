@@ -101,11 +101,9 @@ def draw_collapse(runs: pd.DataFrame, scale: str, suffix: str = "_k1"):
         axis.set(xlabel="steps of tuning")
         name_ends(axis, frame.iloc[-1], frame.index[-1])
     conclude(figure, _collapse_found(gains.iloc[-1], alarms.iloc[-1], fulfilled))
-    seeds = runs[runs.row.str.endswith(suffix)].groupby("row").seed.nunique().max()
-    note(
-        figure,
-        f"{scale} scale, DRaFT-1 without anchor, " + ("1 seed" if seeds == 1 else f"means of {seeds} seeds (band: lowest and highest)"),
-    )
+    counted = runs[runs.row.str.endswith(suffix)].groupby("row").seed.nunique().to_frame("seeds")
+    band = "means of {} seeds (band: lowest and highest)" if counted.seeds.max() > 1 else "{} seed"
+    note(figure, f"{scale} scale, DRaFT-1 without anchor, {band.format(_seeds(counted))}")
     return figure
 
 
