@@ -91,7 +91,7 @@ def test_a_run_is_measured_with_its_costs(rivals, config, name, expected, sd3_fo
     for method in ("draw", "measure", "distance", "equivalents_of_a_step"):
         setattr(bench, method, getattr(rivals.Bench, method).__get__(bench))
     scorer = microworld.UtilityScorer(detector, smooth=config["methods"][name]["update"] in rivals.NEEDS_GRADIENT)
-    bench.base = torch.zeros(1)
+    bench.base, bench.equivalents = torch.zeros(1), {}
     monkeypatch.setattr(rivals, "reward_of", lambda *_: scorer)
     monkeypatch.setattr(rivals, "renders", lambda prompts: torch.rand(len(prompts), 3, 32, 32))
     method = next(m for n, m in rivals.candidates(config) if n == name) | {"prompts": 2}
