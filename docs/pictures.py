@@ -1,7 +1,6 @@
 """The pictures of the README and of docs/: one that moves, and copies of figures."""
 
 import io
-import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +10,7 @@ from PIL import Image
 
 from icthp import figures, microworld, params
 
-COPIED = ("fig1_paradox", "fig3_richness", "fig4_triplets", "fig5_accuracy", "fig10_collapse")
+COPIED = ("fig1_paradox", "fig4_triplets", "fig5_accuracy", "fig10_collapse")
 SCENE = 4  # of those that notebook 06 measures
 
 
@@ -48,7 +47,7 @@ def moving(out: Path, runs: Path = Path("runs")) -> None:
     scene = scenes[torch.tensor([SCENE])]
     caption = f"\u201c{microworld.captions(scene)[0]}\u201d"
     frames = [frame(microworld.render(scene.at(richness))[0], caption, means, i) for i, richness in enumerate(means.index)]
-    frames = [image.quantize(128, dither=Image.Dither.NONE) for image in frames]
+    frames = [image.quantize(64, dither=Image.Dither.NONE) for image in frames]
     milliseconds = [1500, *[600] * (len(frames) - 2), 2500]
     frames[0].save(out, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0, optimize=True)
 
@@ -58,4 +57,5 @@ def main(out: Path = Path("docs/pictures"), figures_folder: Path = Path("figures
     figures.style()
     moving(out / "paradox.gif")
     for name in COPIED:
-        shutil.copy(figures_folder / f"{name}.png", out / f"{name}.png")
+        figure = Image.open(figures_folder / f"{name}.png").convert("RGB").quantize(64, dither=Image.Dither.NONE)
+        figure.save(out / f"{name}.png", optimize=True)  # a quarter of the bytes: git keeps every version

@@ -15,6 +15,14 @@ ESTIMAND = "mean over rows, interval over prompts and seeds"
 RUN = ["stage", "row", "seed"]
 COLUMNS = [*RUN, "measure", "index", "unit", "value"]
 
+SMALL = {
+    "compression": "zstd",
+    "compression_level": 19,
+    "index": False,
+    "use_dictionary": ["stage", "row", "measure", "unit"],
+    "column_encoding": {"index": "DELTA_BINARY_PACKED", "value": "BYTE_STREAM_SPLIT"},
+}  # of parquet: in git each byte counts twice
+
 
 def sources(shared: dict) -> dict[str, str]:
     """Of each scorer that the project has trained or fetched, by params.yaml's `shared`."""
@@ -49,7 +57,7 @@ def collect(name: str, stages: dict[str, dict]) -> pd.DataFrame:
     if not found:
         raise FileNotFoundError(f"neither {RUNS} nor {file} holds a measured run: `make study` makes them")
     values = pd.concat(found)[COLUMNS].astype({"value": "float32"}).reset_index(drop=True)
-    files.atomic(file, lambda partial: values.to_parquet(partial, compression="zstd", index=False))
+    files.atomic(file, lambda partial: values.to_parquet(partial, **SMALL))
     return values
 
 
