@@ -182,7 +182,7 @@ class Observer:
         }
 
 
-def strip_of(pixels: torch.Tensor, quality: int = 85) -> str:
+def strip_of(pixels: torch.Tensor, quality: int = 45) -> str:
     """Pictures (n, 3, h, w) side by side as one WebP, in base64."""
     line = torch.cat(list(pixels), -1).mul(255).round().byte().permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
