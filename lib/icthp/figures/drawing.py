@@ -7,16 +7,18 @@ import torch
 from matplotlib import pyplot as plt
 from PIL import Image
 
+from .marks import heights_of, whiskers
+
 
 def errorbar(axis, x, rows, **kwargs) -> None:
     """Means with their intervals over x, from a frame with the columns mean, low and high (`evaluation.bootstrap_ci`)."""
-    axis.errorbar(x, rows["mean"], [rows["mean"] - rows["low"], rows["high"] - rows["mean"]], **({"fmt": "o", "ms": 4} | kwargs))
+    axis.errorbar(x, rows["mean"], whiskers(rows), **({"fmt": "o", "ms": 4} | kwargs))
 
 
 def forest(axis, rows, labels, title: str, palette) -> None:
     """One line a row of a frame with mean, low and high, from top to bottom; a label and a colour of `palette` each."""
-    y = np.arange(len(rows))[::-1]
-    axis.errorbar(rows["mean"], y, xerr=[rows["mean"] - rows["low"], rows["high"] - rows["mean"]], fmt="none", ecolor="0.5")
+    y = heights_of(rows)
+    axis.errorbar(rows["mean"], y, xerr=whiskers(rows), fmt="none", ecolor="0.5")
     axis.scatter(rows["mean"], y, color=palette, s=25, zorder=3)
     axis.set_yticks(y, labels)
     axis.set_ylim(-0.6, len(rows) - 0.4)
