@@ -10,7 +10,6 @@ import pandas as pd
 import papermill
 import pytest
 import torch
-from nbclient.exceptions import CellTimeoutError
 from papermill.translators import PythonTranslator
 from PIL import Image
 
@@ -110,13 +109,9 @@ def test_a_notebook_teaches(path):
 
 
 def execute(name, **parameters):
-    """Run a notebook as papermill runs it; returns all that it printed. On a busy machine nbclient may wait for ever for the reply of an
-    idle kernel: after four minutes of one cell it is run again, once."""
-    source, options = str(ROOT / f"notebooks/{name}.ipynb"), {"cwd": str(ROOT), "progress_bar": False, "kernel_name": "python3"}
-    try:
-        notebook = papermill.execute_notebook(source, None, parameters, execution_timeout=240, **options)
-    except CellTimeoutError:
-        notebook = papermill.execute_notebook(source, None, parameters, execution_timeout=240, **options)
+    """Run a notebook as `icthp.run` runs it; returns all that it printed."""
+    options = {"cwd": str(ROOT), "progress_bar": False, "kernel_name": "python3", "execution_timeout": 600, "config": run.KERNEL}
+    notebook = papermill.execute_notebook(str(ROOT / f"notebooks/{name}.ipynb"), None, parameters, **options)
     return "".join(o.get("text", "") for c in notebook.cells if c.cell_type == "code" for o in c.outputs)
 
 

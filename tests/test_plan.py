@@ -80,7 +80,6 @@ import sys, torch
 from diffusers import AutoencoderKL
 from icthp import blueprints
 from icthp.metering import Meter
-torch.set_default_dtype(torch.bfloat16)
 vae = AutoencoderKL(**blueprints.VAE).requires_grad_(False)
 latents = torch.randn(1, 16, 32, 32, requires_grad=sys.argv[1] == "tuned")
 resident = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096
@@ -99,7 +98,7 @@ print(meter.peak, peak - before)
 @pytest.mark.parametrize("kind", ["tuned", "drawn"])
 def test_the_decoder_at_its_real_size(kind, tmp_path):
     """Stable Diffusion 3's, 256 pixels: predicted, counted, and the process's own peak, with the scratch memory of its convolutions."""
-    with without_numbers(torch.bfloat16):
+    with without_numbers():
         vae = AutoencoderKL(**blueprints.VAE).requires_grad_(False)
         latents = torch.empty(1, 16, 32, 32, requires_grad=kind == "tuned")
         with Meter(vae) as predicted, torch.set_grad_enabled(kind == "tuned"):

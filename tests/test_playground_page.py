@@ -19,7 +19,7 @@ import torch
 import icthp
 from browser import IS_THERE, Browser
 from conftest import ROOT
-from icthp import figures, files
+from icthp import figures, files, run
 from icthp.microworld import held_out, parse, playground
 
 sys.path.insert(0, str(ROOT / "docs/playground"))
@@ -483,7 +483,7 @@ def test_the_notebook_plays_with_clip_and_pickscore_alone(tmp_path):
     notebook.cells.append(nbformat.v4.new_code_cell(BY_HAND))
     nbformat.write(notebook, tmp_path / "00.ipynb")
     values = {"models": str(tmp_path / "none"), "out": str(tmp_path / "out"), "steps": 2, "batch": 2, "every": 1, "held_out": 3}
-    options = {"cwd": str(ROOT), "progress_bar": False, "kernel_name": "python3", "execution_timeout": 600}
+    options = {"cwd": str(ROOT), "progress_bar": False, "kernel_name": "python3", "execution_timeout": 600, "config": run.KERNEL}
     done = papermill.execute_notebook(str(tmp_path / "00.ipynb"), None, values, **options)
     outputs = [output for cell in done.cells if cell.cell_type == "code" for output in cell.outputs]
     printed = "".join(output.get("text", "") for output in outputs)

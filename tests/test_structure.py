@@ -21,7 +21,7 @@ LIB = ROOT / "lib/icthp"
 # From low to high: a module imports from the rows above its own, and a package also from itself. Nothing imports the microworld.
 LAYERS = """
 imports  params  project  timing  chat  losses  information  preprocessing  isolation  freezing  optimizers  corruptions
-shards  precision  threads  metering
+shards  precision  threads  metering  notebook_client
 files
 tables  run  places  figures  checkpointing  custom  scorers.states
 preflight

@@ -15,7 +15,8 @@ images          pictures from and into files; preprocessing brings them to the s
 tables, files   tables of pictures and prompts; files that are written whole or not at all; shards are files that many workers
                 make, threads do the same to many rows
 chat, custom    requests to an OpenAI-compatible endpoint; Python files of one's own, the one place that runs them
-run, params     notebooks as stages of the pipeline, and their parameters; project finds the project's root
+run, params     notebooks as stages of the pipeline, and their parameters; notebook_client waits for their cells; project finds the
+                project's root
 strip           what a stage depends on: the code that it reaches, by imports, and what its parameters name, by places; preflight says
                 what is missing before the first one
 plan            what a run will need: blueprints are the models' shapes, metering counts operations and memory

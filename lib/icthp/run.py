@@ -25,12 +25,13 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from icthp.files import save_text
+from icthp.notebook_client import PollingClient
 from icthp.params import KINDS, coerce, parse_arguments, read_params
 from icthp.project import project_root
 
 TRAINING = ("seed", "precision")  # what every training takes of them
 KERNEL = Config(
-    KernelManager={"transport_encryption": "auto"},  # without it every kernel warns that others may listen
+    KernelManager={"transport_encryption": "auto", "client_factory": PollingClient},  # without "auto" every kernel warns
     NotebookClient={"extra_arguments": ["--log-level=CRITICAL"]},  # or one that is slow to end says that it was interrupted
 )
 HEADLINE = "headline"  # the tag of a cell whose output `main` prints
