@@ -71,6 +71,7 @@ rivals: .venv/ready  ## the bench of notebook 08 into study/rivals*: some hours 
 	dvc repro train_hp
 	for worker in 1 2; do python study/rivals.py search & done; wait
 	for worker in 1 2; do python study/rivals.py run & done; wait
+	python study/rivals.py time
 	python study/rivals.py table
 
 bench: .venv/ready

@@ -1,6 +1,6 @@
 """The bench behind notebook 08, by study/rivals.yaml: `python study/rivals.py second_detector` trains the second detector, `... search`
-tries each method's knobs, `... run` tunes with every method, reward and seed, `... table` makes the tables. Any number of processes share
-the work, a run at a time; killed, each goes on with what no other has done."""
+tries each method's knobs, `... run` tunes with every method, reward and seed, `... time` measures what a step takes, `... table` makes the
+tables. Any number of processes share the work, a run at a time; killed, each goes on with what no other has done."""
 
 import inspect
 import sys
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import results
+import rivals_rewards
 import rivals_tables
 import torch
 
@@ -59,67 +60,6 @@ def renders(prompts: list[str]) -> torch.Tensor:
     return microworld.render(microworld.parse(prompts, generator).at(torch.rand(len(prompts), generator=generator)))
 
 
-# ---- rewards ----------------------------------------------------------------------------------------------------
-
-
-class Standardised(icthp.scorers.Scorer):
-    """A scorer in standard deviations of its scores of the untuned generator's pictures, from their mean."""
-
-    def __init__(self, scorer, pixels, prompts):
-        super().__init__()
-        scores = evaluation.score_all(scorer, pixels, prompts)
-        self.scorer, self.mean, self.deviation = scorer, scores.mean().item(), scores.std().item()
-
-    def extra_repr(self) -> str:
-        return f"{self.mean}, {self.deviation}"
-
-    def forward(self, pixels, prompts):
-        return (self.scorer(pixels, prompts) - self.mean) / self.deviation
-
-
-class Mean(icthp.scorers.Scorer):
-    """The mean of scorers, each standardised, less a penalty times the artefacts that a detector reads."""
-
-    def __init__(self, parts, detector=None, penalty=0.0):
-        super().__init__()
-        self.parts, self.detector, self.penalty = torch.nn.ModuleList(parts), detector, penalty
-
-    def extra_repr(self) -> str:
-        return f"penalty={self.penalty}"
-
-    def forward(self, pixels, prompts):
-        mean = torch.stack([part(pixels, prompts) for part in self.parts]).mean(0)
-        if self.penalty:
-            mean = mean - self.penalty * microworld.smooth_qualities(self.detector, pixels, _scenes(prompts))["artefact"]
-        return mean
-
-
-def _scenes(prompts: list[str]):
-    return microworld.parse(prompts, torch.Generator().manual_seed(0))
-
-
-def rich(prompt: str) -> str:
-    """The longest caption of a scene that the prompt describes."""
-    return microworld.captions(_scenes([prompt]).at(1), "long")[0]
-
-
-def reward_of(name: str, needs_gradient: bool, base: torch.Tensor, prompts: list[str], shared: dict):
-    """The scorer of a reward of rivals.yaml, standardised on the untuned generator's pictures `base` of the prompts."""
-    load = lambda part: icthp.load(part, results.sources(shared)[part])
-    detector = microworld.Detector.load(shared["micro_detector"]).requires_grad_(False)
-    standardised = lambda scorer: Standardised(scorer, base, prompts)
-    if name in ("truth", "votes"):
-        scorer = microworld.UtilityScorer(detector, smooth=needs_gradient, votes=name == "votes")
-    elif name.startswith("relative_"):
-        scorer = icthp.scorers.RelativeScorer(load(name.removeprefix("relative_")), rich, str)
-    elif name.startswith("mean"):
-        parts = [standardised(load(part)) for part in ("pickscore", "ict", "hp")]
-        scorer = Mean(parts, detector, penalty=2.0 if name == "mean_less_artefacts" else 0.0)
-    else:
-        scorer = load(name)
-    return standardised(scorer.eval().requires_grad_(False))
-
-
 # ---- a run ------------------------------------------------------------------------------------------------------
 
 
@@ -145,14 +85,13 @@ class Bench:
         """One run, evaluated before and `times` times: a row an evaluation and held-out prompt, with the steps and the costs until then."""
         pipe = self.generator()
         tuning.add_lora(pipe, self.config["bench"]["rank"], seed=seed)
-        scorer = reward_of(reward, method["update"] in NEEDS_GRADIENT, self.base, self.train[:64], self.shared)
-        update = partial(update_of(method), steps=self.shared["sampler_steps"], size=self.shared["size"])
+        scorer, update = self.scorer_of(method, reward), self.update_of(method)
         inputs = inputs_of(method, pipe)
         options = {"batch": method["prompts"], "lr": method["lr"], "schedule": "constant", "weight_decay": 0.0, "betas": (0.9, 0.999),
                    "ema": self.config["bench"]["ema"], "seed": seed, "inputs": inputs, "label": f"{method['update']} {reward}"}  # fmt: skip
         key = repr(method)
         if key not in self.equivalents:
-            self.equivalents[key] = self.equivalents_of_a_step(update, method, scorer)
+            self.equivalents[key] = self.costs_of_a_step(update, method, scorer)[0]
         steps = max(times, round(budget / self.equivalents[key]))
         costs, evaluations = tuning.Costs(), []
 
@@ -166,13 +105,29 @@ class Bench:
                     validate=evaluate, validate_every=every, **options)  # fmt: skip
         return pd.concat(evaluations, ignore_index=True)
 
-    def equivalents_of_a_step(self, update, method: dict, scorer) -> float:
-        """The mean of three, on a generator of its own."""
-        pipe, costs = self.generator(), tuning.Costs()
+    def costs_of_a_step(self, update, method: dict, scorer) -> tuple[float, float]:
+        """Equivalents, the mean of three steps, and seconds, the least of them, on a generator of its own."""
+        pipe, costs, seconds = self.generator(), tuning.Costs(), [0.0]
         tuning.add_lora(pipe, self.config["bench"]["rank"], seed=0)
-        tuning.tune(pipe, self.train, scorer.score, partial(tuning.counted, costs, update), batch=method["prompts"], steps=3, lr=1e-5,
-                    inputs=inputs_of(method, pipe), label="cost")  # fmt: skip
-        return costs.equivalents / 3
+
+        def timed(*args, **options):
+            made = tuning.counted(costs, update, *args, **options)
+            seconds.append(costs.seconds)
+            return made
+
+        tuning.tune(pipe, self.train, scorer.score, timed, batch=method["prompts"], steps=3, lr=1e-5, inputs=inputs_of(method, pipe),
+                    label="cost")  # fmt: skip
+        return costs.equivalents / 3, min(after - before for before, after in zip(seconds, seconds[1:]))
+
+    def seconds_of(self, method: dict, reward: str) -> float:
+        """Of a step of the processor; a run's own seconds are those of the machine that it happened to run on."""
+        return self.costs_of_a_step(self.update_of(method), method, self.scorer_of(method, reward))[1]
+
+    def update_of(self, method: dict):
+        return partial(update_of(method), steps=self.shared["sampler_steps"], size=self.shared["size"])
+
+    def scorer_of(self, method: dict, reward: str):
+        return rivals_rewards.reward_of(reward, method["update"] in NEEDS_GRADIENT, self.base, self.train[:64], self.shared)
 
     @torch.no_grad()
     def measure(self, pipe, method: dict, scorer, prompts: list[str], seed: int) -> pd.DataFrame:
@@ -181,7 +136,7 @@ class Bench:
         guidance = method.get("negative_guidance", 0.0)
         with negative.negative_branch(pipe.transformer, guidance) if guidance else torch.no_grad():
             pixels = self.draw(pipe, prompts, 1000 * (seed + 1))
-        qualities = microworld.read_qualities(self.second_detector, pixels, _scenes(prompts))
+        qualities = microworld.read_qualities(self.second_detector, pixels, rivals_rewards.scenes_of(prompts))
         values = {"utility": microworld.utility(qualities), "reward": evaluation.score_all(scorer, pixels, prompts)}
         values |= {name: qualities[name] for name in ("alignment", "richness", "artefact")}
         features = self.clip.image_features(pixels)
@@ -287,8 +242,12 @@ def main(argv: list[str]) -> None:
         do_all([RUNS / f"{method}-{reward}-{seed}.parquet" for method, reward, seed in todo],
                lambda k: bench.trajectory(methods[todo[k][0]], *todo[k][1:], *common),
                {k for k, job in enumerate(todo) if job in done})  # fmt: skip
+    elif argv == ["time"]:
+        methods = chosen(config)
+        pairs = sorted({(method, reward) for method, reward, _ in jobs(config)})
+        rivals_tables.write_seconds((pair, bench.seconds_of(methods[pair[0]], pair[1])) for pair in pairs)
     else:
-        raise ValueError(f"{' '.join(argv)} is none of second_detector, search, run, table")
+        raise ValueError(f"{' '.join(argv)} is none of second_detector, search, run, time, table")
 
 
 if __name__ == "__main__":

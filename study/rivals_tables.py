@@ -9,7 +9,7 @@ import results
 
 from icthp import files
 
-ROWS, SEARCH = Path("study/rivals_rows.parquet"), Path("study/rivals_search.csv")
+ROWS, SEARCH, SECONDS = Path("study/rivals_rows.parquet"), Path("study/rivals_search.csv"), Path("study/rivals_seconds.csv")
 RUN = ["method", "reward_name", "seed"]
 MEASURES = ("utility", "reward", "alignment", "richness", "artefact")
 BUDGETS = {"equivalents": (5000, 10000, 20000), "rewards": (500, 1000), "seconds": (15, 30, 45)}  # of a run, which goes on to its end
@@ -26,8 +26,27 @@ def collect(runs: Path) -> pd.DataFrame:
     rows = pd.concat(found, ignore_index=True)
     numbers = rows.select_dtypes("float").columns
     rows[numbers] = rows[numbers].round(4).astype("float32")
-    files.atomic(ROWS, lambda partial: rows.to_parquet(partial, compression="zstd", index=False))
+    write_rows(rows)
     return rows
+
+
+def write_rows(rows: pd.DataFrame) -> None:
+    files.atomic(ROWS, lambda partial: rows.to_parquet(partial, compression="zstd", index=False))
+
+
+def write_seconds(measured) -> None:
+    """What a step takes, measured one after the other on one machine: ((method, reward_name), seconds), ..."""
+    table = [dict(zip(RUN, pair)) | {"seconds": seconds} for pair, seconds in measured]
+    results.write(pd.DataFrame(table), str(SECONDS))
+
+
+def timed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the seconds that SECONDS gives their steps: runs were made on several machines. ValueError for a run without."""
+    seconds = pd.read_csv(SECONDS).set_index(RUN[:2]).seconds
+    runs = pd.MultiIndex.from_frame(rows[RUN[:2]])
+    if missing := {"-".join(run) for run in set(runs) - set(seconds.index)}:
+        raise ValueError(f"no seconds of {', '.join(sorted(missing))} in {SECONDS}: python study/rivals.py time")
+    return rows.assign(seconds=(rows.step * seconds.reindex(runs).to_numpy()).astype("float32"))
 
 
 def run_of(path: Path) -> tuple[str, str, int]:
@@ -96,7 +115,8 @@ def write_search(folder: Path) -> None:
 
 
 def main(config: dict, runs: Path) -> None:
-    rows = collect(runs)
+    rows = timed(collect(runs))
+    write_rows(rows)
     stages = {reward: sorted(part.method.unique()) for reward, part in rows.groupby("reward_name", sort=False)}
     budgets = [(cost, budget) for cost, several in BUDGETS.items() for budget in several]
     values = pd.concat([gains(rows, *budget) for budget in budgets], ignore_index=True)

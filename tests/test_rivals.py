@@ -88,11 +88,11 @@ def test_a_run_is_measured_with_its_costs(rivals, config, name, expected, sd3_fo
     detector = microworld.Detector(width=8).eval().requires_grad_(False)
     bench = SimpleNamespace(config=config, shared={"sampler_steps": 4, "size": 32}, train=microworld.captions(scenes[:24]), clip=clip,
                             second_detector=detector, generator=lambda: pipelines.load_pipeline(str(sd3_folder)))  # fmt: skip
-    for method in ("draw", "measure", "distance", "equivalents_of_a_step"):
+    for method in ("draw", "measure", "distance", "costs_of_a_step", "update_of"):
         setattr(bench, method, getattr(rivals.Bench, method).__get__(bench))
     scorer = microworld.UtilityScorer(detector, smooth=config["methods"][name]["update"] in rivals.NEEDS_GRADIENT)
     bench.base, bench.equivalents = torch.zeros(1), {}
-    monkeypatch.setattr(rivals, "reward_of", lambda *_: scorer)
+    bench.scorer_of = lambda *_: scorer
     monkeypatch.setattr(rivals, "renders", lambda prompts: torch.rand(len(prompts), 3, 32, 32))
     method = next(m for n, m in rivals.candidates(config) if n == name) | {"prompts": 2}
     rows = rivals.Bench.trajectory(bench, method, "truth", 0, 1, bench.train[:3], times=3)
@@ -104,6 +104,7 @@ def test_a_run_is_measured_with_its_costs(rivals, config, name, expected, sd3_fo
     assert rewards is None or spent.rewards.iloc[-1] == 3 * 2 * rewards
     assert spent.reward_gradients.iloc[-1] == 3 * 2 * gradients
     assert rows[rows.step == 0].distance.iloc[0] == 0 < rows[rows.step == 3].distance.iloc[0]
+    assert 0 < rivals.Bench.seconds_of(bench, method, "truth") < 60
 
 
 def a_run(method, seed, gain, reward="truth"):
@@ -154,14 +155,27 @@ def test_runs_that_are_done_stay_after_their_files_are_gone(rivals, tmp_path, mo
     assert made == [0, 2, 1]
 
 
+def test_seconds_are_those_of_one_machine(rivals, tmp_path, monkeypatch):
+    tables = rivals.rivals_tables
+    monkeypatch.setattr(tables, "SECONDS", tmp_path / "seconds.csv")
+    tables.write_seconds([(("dpo", "truth"), 0.5), (("dpo", "votes"), 0.25)])
+    rows = tables.timed(pd.concat([a_run("dpo", 0, 0.4), a_run("dpo", 1, 0.4, "votes")]))
+    assert rows.groupby(["reward_name", "step"]).seconds.first().tolist() == [0, 1, 2, 0, 0.5, 1]
+    assert tables.timed(rows).equals(rows)
+    with pytest.raises(ValueError, match="no seconds of kto-truth in .*seconds.csv: python study/rivals.py time"):
+        tables.timed(a_run("kto", 0, 0.4))
+
+
 def test_rewards_are_standardised_and_mixed(rivals, clip):
+    rewards = rivals.rivals_rewards
     pixels = torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     prompts = ["a red circle", "two blue stars"] * 6
-    scorer = rivals.Standardised(clip, pixels, prompts)
+    scorer = rewards.Standardised(clip, pixels, prompts)
     values = scorer.score(pixels, prompts)
     assert values.mean().item() == pytest.approx(0, abs=1e-4) and values.std().item() == pytest.approx(1, abs=1e-4)
     detector = microworld.Detector(width=8).eval().requires_grad_(False)
-    mixed = rivals.Mean([scorer, scorer], detector, penalty=2.0).score(pixels, prompts)
-    spoilt = microworld.smooth_qualities(detector, pixels, rivals._scenes(prompts))["artefact"]
+    mixed = rewards.Mean([scorer, scorer], detector, penalty=2.0).score(pixels, prompts)
+    spoilt = microworld.smooth_qualities(detector, pixels, rewards.scenes_of(prompts))["artefact"]
     assert np.allclose(mixed, values - 2 * spoilt, atol=1e-5)
-    assert rivals.rich("a red circle").startswith("a ") and "red" in rivals.rich("a red circle") and len(rivals.rich("a red circle")) > 40
+    rich = rewards.rich("a red circle")
+    assert rich.startswith("a ") and "red" in rich and len(rich) > 40
