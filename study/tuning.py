@@ -25,7 +25,8 @@ RUN_CURVES = ["gain", "other_clip", "other_pickscore", "other_ict", "other_hp", 
               "micro_correct", "micro_utility", "diversity", "kb"]  # fmt: skip
 EVAL_EVERY = 5  # steps between two looks, so that alarms can be told apart
 MEAN_EVERY = 20  # those of study/tuning_curves.csv and of the pictures
-PICTURES = 4  # prompts whose pictures are kept, of each tuning's first seed
+PICTURES = 4  # prompts whose pictures are kept, of each tuning's first seed after its last step; of SHOWN's at each look
+SHOWN = ("edges_k1",)  # in notebook 05; in git each look of every row would be two megabytes more
 TIMED_STEPS = 5
 
 
@@ -119,12 +120,13 @@ def run_curves(rows: dict) -> pd.DataFrame:
 
 
 def pictures_of(row: str) -> pd.DataFrame:
-    """What the first seed's generator drew of a few prompts: row, step, prompt, image (JPEG contents)."""
+    """What the first seed's generator drew of a few prompts, at its last look, for SHOWN at all: row, step, prompt, image (a JPEG)."""
     files_found = sorted(RUNS.glob(f"{row}-0/**/snapshots.parquet"))
     if not files_found:
         return pd.DataFrame()
     snapshots = pd.read_parquet(files_found[0])
-    snapshots = snapshots[snapshots.step % MEAN_EVERY == 0].groupby("step").head(PICTURES)
+    wanted = snapshots.step % MEAN_EVERY == 0 if row in SHOWN else snapshots.step == snapshots.step.max()
+    snapshots = snapshots[wanted].groupby("step").head(PICTURES)
     pixels = images.stack([io.BytesIO(file["bytes"]) for file in snapshots.image])
     return snapshots.assign(row=row, image=[file["bytes"] for file in images.encode(pixels, "JPEG", quality=92)])
 

@@ -1,6 +1,7 @@
 """The study: every control is listed, trained, measured, written row by row and tabled."""
 
 import inspect
+import io
 import json
 import shutil
 from types import SimpleNamespace
@@ -48,6 +49,22 @@ def test_curves_of_tuning_are_means_over_seeds(tmp_path, monkeypatch):
     last = found.loc[("clip", "micro_richness", 3)]
     assert last[["mean", "min", "max", "count"]].tolist() == pytest.approx([0.9, 0.4, 1.4, 2])
     assert found.loc[("clip_dpo", "val_loss", 1), "mean"] == 1 and 0 not in found.index.get_level_values("step")
+
+
+def test_pictures_are_those_of_the_last_look_or_of_all(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "study")
+    import tuning
+
+    monkeypatch.setattr(tuning, "RUNS", tmp_path)
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(file, "PNG")
+    shots = [{"step": step, "prompt": f"prompt {i}", "image": {"bytes": file.getvalue()}} for step in (20, 30, 40) for i in range(6)]
+    for row in ("hp", *tuning.SHOWN):
+        (tmp_path / f"{row}-0").mkdir()
+        pd.DataFrame(shots).to_parquet(tmp_path / f"{row}-0/snapshots.parquet")
+    steps = {row: tuning.pictures_of(row).groupby("step").size().to_dict() for row in ("hp", *tuning.SHOWN)}
+    assert steps == {"hp": {40: tuning.PICTURES}} | {row: {20: tuning.PICTURES, 40: tuning.PICTURES} for row in tuning.SHOWN}
+    assert tuning.pictures_of("ict").empty
 
 
 def test_controls_are_trained_measured_and_tabled(triplets_folder, clip_folder, tmp_path, monkeypatch):
