@@ -16,6 +16,13 @@ def test_a_grid_has_each_picture_in_its_place():
     plt.close(figure)
 
 
+def test_lines_of_a_title_stay_apart():
+    figure = figures.image_grid(torch.zeros(1, 3, 8, 8), ["CLIP 0.857\nPickScore 16.2\n" + "a long prompt " * 3], columns=1)
+    assert figure.axes[0].get_xlabel().splitlines()[:2] == ["CLIP 0.857", "PickScore 16.2"]
+    assert len(figure.axes[0].get_xlabel().splitlines()) == 4
+    plt.close(figure)
+
+
 def test_a_figure_is_the_same_file_each_time(tmp_path):
     def draw(folder):
         figure, axis = plt.subplots()

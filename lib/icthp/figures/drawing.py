@@ -63,4 +63,5 @@ def animate(frames: list[torch.Tensor], file, zoom: int = 2, milliseconds: int =
 
 
 def _wrap(text: str, length: int = 26, lines: int = 4) -> str:
-    return "\n".join(textwrap.wrap(text, length)[:lines])
+    """Its lines, the long ones broken."""
+    return "\n".join([part for line in text.splitlines() for part in textwrap.wrap(line, length)][:lines])
