@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import os
 import time
 from collections.abc import Callable
 
@@ -48,6 +49,7 @@ def peak_bytes(work: Callable[[], object], device: str = "cpu") -> int:
         before = torch.cuda.memory_allocated()
         work()
         return torch.cuda.max_memory_allocated() - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # above all levels: the profiler reports its own start and stop as errors
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
     changes = [event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
