@@ -131,3 +131,18 @@ def triplets_folder(clip_folder, tmp_path_factory):
         rows = data.build_triplets(pairs, long, rich, measured, theta=0.6, constants=constants, near_miss=near)
         data.write_triplets(rows, folder, split)
     return folder
+
+
+def execute(notebook, **parameters):
+    """A notebook's cells and outputs, run from the project's root as `icthp.run` runs it."""
+    import papermill
+
+    from icthp import run
+
+    options = {"cwd": str(ROOT), "progress_bar": False, "kernel_name": "python3", "execution_timeout": 600, "config": run.KERNEL}
+    return papermill.execute_notebook(str(notebook), None, parameters, **options)
+
+
+def printed_by(notebook) -> str:
+    """All that an executed notebook printed."""
+    return "".join(output.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs)

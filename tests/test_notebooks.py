@@ -7,14 +7,13 @@ import shutil
 
 import nbformat
 import pandas as pd
-import papermill
 import pytest
 import torch
 from papermill.translators import PythonTranslator
 from PIL import Image
 
 import quick_copies
-from conftest import ROOT
+from conftest import ROOT, execute, printed_by
 from icthp import run
 from icthp.params import coerce, read_params
 
@@ -108,17 +107,14 @@ def test_a_notebook_teaches(path):
     assert cells[1].metadata.jupyter.source_hidden
 
 
-def execute(name, **parameters):
-    """Run a notebook as `icthp.run` runs it; returns all that it printed."""
-    options = {"cwd": str(ROOT), "progress_bar": False, "kernel_name": "python3", "execution_timeout": 600, "config": run.KERNEL}
-    notebook = papermill.execute_notebook(str(ROOT / f"notebooks/{name}.ipynb"), None, parameters, **options)
-    return "".join(o.get("text", "") for c in notebook.cells if c.cell_type == "code" for o in c.outputs)
-
-
 def score(images, tmp_path, **parameters):
     """A2's table and all that it printed."""
     out = tmp_path / "out"
-    printed = execute("A2_score_your_images", images=str(images), out=str(out), models=str(tmp_path / "none"), **parameters)
+    printed = printed_by(
+        execute(
+            ROOT / "notebooks/A2_score_your_images.ipynb", images=str(images), out=str(out), models=str(tmp_path / "none"), **parameters
+        )
+    )
     assert (out / "gallery.png").stat().st_size > 1000 and "<figure" in (out / "gallery.html").read_text(encoding="utf-8")
     return pd.read_parquet(out / "scores.parquet"), printed
 
@@ -166,7 +162,7 @@ def test_01_and_01b_take_a_table_of_real_pictures(tmp_path):
     rows = [{"prompt": "a red circle", "plain": picture(i, "plain"), "rich": picture(i, "rich")} for i in range(4)]
     pd.DataFrame(rows).to_json(tmp_path / "t.jsonl", orient="records", lines=True)
     table = {"pictures_table": str(tmp_path / "t.jsonl"), "levels": "plain,rich"}
-    execute("01_scoring_paradox", out=str(tmp_path / "01"), micro_scenes=4, **table)
+    execute(ROOT / "notebooks/01_scoring_paradox.ipynb", out=str(tmp_path / "01"), micro_scenes=4, **table)
     metrics = json.loads((tmp_path / "01/metrics.json").read_text(encoding="utf-8"))
     assert metrics["paradox_rate_short_clip_n"] == 4 and metrics["jpeg_ratio"] > 1.3 and "micro_formula_r2" not in metrics
     assert {"clip_short_0", "clip_short_1"} <= metrics.keys() and not [name for name in metrics if name.startswith("micro_clip_short")]
@@ -174,7 +170,7 @@ def test_01_and_01b_take_a_table_of_real_pictures(tmp_path):
     drawn = {path.stem for path in (tmp_path / "01/figures").glob("*.png")}
     assert {"theory", "gaussian", "levels", "micro_richness", "micro_formula", "paradox_rates", "micro_vote", "micro_vote_clip"} <= drawn
     options = {"photographs": str(DATA / "examples"), "micro_clip_steps": 0, "micro_estimate_scenes": 2, "micro_scenes": 4}
-    execute("01b_explanations", out=str(tmp_path / "01b"), **options, **table)
+    execute(ROOT / "notebooks/01b_explanations.ipynb", out=str(tmp_path / "01b"), **options, **table)
     metrics = json.loads((tmp_path / "01b/metrics.json").read_text(encoding="utf-8"))
     assert metrics["fall_short_clip_n"] == 4 and {"truncated_short", "micro_denoiser_own_spearman"} <= metrics.keys()
     drawn = {path.stem for path in (tmp_path / "01b/figures").glob("*.png")}

@@ -12,14 +12,13 @@ import zlib
 
 import nbformat
 import numpy as np
-import papermill
 import pytest
 import torch
 
 import icthp
 from browser import IS_THERE, Browser
-from conftest import ROOT
-from icthp import figures, files, run
+from conftest import ROOT, execute, printed_by
+from icthp import figures, files
 from icthp.microworld import held_out, parse, playground
 
 sys.path.insert(0, str(ROOT / "docs/playground"))
@@ -483,10 +482,9 @@ def test_the_notebook_plays_with_clip_and_pickscore_alone(tmp_path):
     notebook.cells.append(nbformat.v4.new_code_cell(BY_HAND))
     nbformat.write(notebook, tmp_path / "00.ipynb")
     values = {"models": str(tmp_path / "none"), "out": str(tmp_path / "out"), "steps": 2, "batch": 2, "every": 1, "held_out": 3}
-    options = {"cwd": str(ROOT), "progress_bar": False, "kernel_name": "python3", "execution_timeout": 600, "config": run.KERNEL}
-    done = papermill.execute_notebook(str(tmp_path / "00.ipynb"), None, values, **options)
+    done = execute(tmp_path / "00.ipynb", **values)
     outputs = [output for cell in done.cells if cell.cell_type == "code" for output in cell.outputs]
-    printed = "".join(output.get("text", "") for output in outputs)
+    printed = printed_by(done)
     assert "holds no ICT and HP yet: `make repro` trains them" in printed and printed.count("\n") == 1  # and nothing else is printed
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 5
     assert (tmp_path / "out/film.png").stat().st_size > 5000
