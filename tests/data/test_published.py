@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import ROOT, execute, printed_by
 from icthp import images
 from icthp.data import pairs, published
 from icthp.data.triplets import Triplets, write_triplets
-from test_notebooks import execute
 
 # ---- the official release --------------------------------------------------------------------------------------------
 
@@ -194,8 +194,8 @@ def test_a4_writes_both_and_lists_what_it_left_out(tmp_path):
     release(tmp_path, E1=[0.3, 0.9])
     pickapic(tmp_path, has_label=[True, False, True])
     folders = {"official": str(tmp_path), "official_splits": "test", "pickapic": str(tmp_path), "pickapic_splits": "test"}
-    printed = execute("A4_published_data", out=str(tmp_path / "out"), **folders)
-    assert "3 rows written, 2 left out" in printed
+    executed = execute(ROOT / "notebooks/A4_published_data.ipynb", out=str(tmp_path / "out"), **folders)
+    assert "3 rows written, 2 left out" in printed_by(executed)
     assert pd.read_csv(tmp_path / "out/rejects.csv").reason.tolist() == ["E1 is above E2", "no vote"]
     loaded = datasets.load_dataset(str(tmp_path / "out/pick_high"), cache_dir=str(tmp_path / "cache"))
     assert loaded["test"].num_rows == 1 and pairs.read_pairs(tmp_path / "out/pairs", "test").num_rows == 2
