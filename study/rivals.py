@@ -23,6 +23,7 @@ SECOND_DETECTOR = Path("study/second_detector")  # in git, so that every machine
 OWN = ("update", "prompts", "knob", "edited", "pictures", "negative_guidance", "lr")  # options that are not handed on
 NEEDS_GRADIENT = ("draft_step", "jump_step", "align_step", "pull_step")
 TRAIN = 512  # prompts
+DISTANCE = 16  # held-out prompts whose velocities are compared
 
 
 # ---- a method ---------------------------------------------------------------------------------------------------
@@ -131,18 +132,17 @@ class Bench:
 
     @torch.no_grad()
     def measure(self, pipe, method: dict, scorer, prompts: list[str], seed: int) -> pd.DataFrame:
-        """rivals_tables.MEASURES of each held-out prompt's picture; of all together their Vendi score over their number, and the mean
-        squared distance of the velocity from the untuned one."""
-        guidance = method.get("negative_guidance", 0.0)
+        """rivals_tables.MEASURES of each held-out prompt, the means of its pictures; of a picture of each together their Vendi score over
+        their number, and of some prompts the mean squared distance of the velocity from the untuned one."""
+        guidance, count = method.get("negative_guidance", 0.0), self.config["bench"]["pictures"]
         with negative.negative_branch(pipe.transformer, guidance) if guidance else torch.no_grad():
-            pixels = self.draw(pipe, prompts, 1000 * (seed + 1))
-        qualities = microworld.read_qualities(self.second_detector, pixels, rivals_rewards.scenes_of(prompts))
-        values = {"utility": microworld.utility(qualities), "reward": evaluation.score_all(scorer, pixels, prompts)}
-        values |= {name: qualities[name] for name in ("alignment", "richness", "artefact")}
-        features = self.clip.image_features(pixels)
-        vendi = evaluation.vendi(features, [0] * len(pixels)).item() / len(pixels)
-        return pd.DataFrame({name: part.numpy() for name, part in values.items()}).assign(
-            prompt=prompts, vendi=vendi, distance=self.distance(pipe, prompts))  # fmt: skip
+            pixels = self.draw(pipe, prompts * count, 1000 * (seed + 1))
+        values = microworld.read_qualities(self.second_detector, pixels, rivals_rewards.scenes_of(prompts * count))
+        values |= {"utility": microworld.utility(values), "reward": evaluation.score_all(scorer, pixels, prompts * count)}
+        features = self.clip.image_features(pixels[: len(prompts)])
+        vendi = evaluation.vendi(features, [0] * len(prompts)).item() / len(prompts)
+        means = {name: values[name].view(count, -1).mean(0).numpy() for name in rivals_tables.MEASURES}
+        return pd.DataFrame(means).assign(prompt=prompts, vendi=vendi, distance=self.distance(pipe, prompts[:DISTANCE]))
 
     def distance(self, pipe, prompts: list[str]) -> float:
         sampler = flow.Sampler(pipe, *tuning.encode(pipe, prompts), self.shared["sampler_steps"])
@@ -171,12 +171,24 @@ def train_second_detector(config: dict) -> None:
 
 
 def candidates(config: dict) -> list[tuple[str, dict]]:
-    """(method's name, method with its knobs set) of every run of the search."""
+    """(method's name, method with its knob and learning rate set) of the whole grid, each method's first knob value before the others."""
     found = []
     for name, method in config["methods"].items():
         knob, values = next(iter(method["knob"].items()), ("", [None]))
-        found += [(name, method | {"lr": lr} | ({knob: value} if knob else {})) for lr in config["search"]["lr"] for value in values]
+        found += [(name, method | ({knob: value} if knob else {}) | {"lr": lr}) for value in values for lr in config["search"]["lr"]]
     return found
+
+
+def first_round(config: dict) -> list[tuple[str, dict]]:
+    """The candidates with the first value of their knob."""
+    return [(name, m) for name, m in candidates(config) if all(m[knob] == values[0] for knob, values in m["knob"].items())]
+
+
+def second_round(config: dict) -> list[tuple[str, dict]]:
+    """The candidates with another value at their first round's best learning rate."""
+    tried = [place_of_candidate(*candidate).stem for candidate in first_round(config)]
+    lr = {name: method["lr"] for name, method in best_of(config, tried).items()}
+    return [(name, m) for name, m in candidates(config) if lr.get(name) == m["lr"] and place_of_candidate(name, m).stem not in tried]
 
 
 def place_of_candidate(name: str, method: dict) -> Path:
@@ -184,17 +196,25 @@ def place_of_candidate(name: str, method: dict) -> Path:
     return RUNS / "search" / f"{name}-{'-'.join(f'{knob:g}' for knob in knobs)}.parquet"
 
 
-def chosen(config: dict) -> dict[str, dict]:
-    """Each method with the knobs of the search's best run, by the reward itself at its end; ValueError for a method without one."""
+def best_of(config: dict, runs=None) -> dict[str, dict]:
+    """Each method as its best run of the search had it, by the reward itself at its end; runs: their names, all for None. A method whose
+    gradient broke in each is left out."""
     searched = pd.read_csv(rivals_tables.SEARCH).set_index("run").reward
     best = {}
     for name, method in candidates(config):
-        reward = searched.get(place_of_candidate(name, method).stem)  # None where its gradient broke
+        run = place_of_candidate(name, method).stem
+        reward = searched.get(run) if runs is None or run in runs else None
         if reward is not None and (name not in best or reward > best[name][0]):
             best[name] = reward, method
+    return {name: method for name, (_, method) in best.items()}
+
+
+def chosen(config: dict) -> dict[str, dict]:
+    """`best_of` all runs; ValueError for a method without one."""
+    best = best_of(config)
     if missing := config["methods"].keys() - best.keys():
         raise ValueError(f"no run of {', '.join(sorted(missing))} in {rivals_tables.SEARCH}: python study/rivals.py search")
-    return {name: method for name, (_, method) in best.items()}
+    return best
 
 
 def jobs(config: dict) -> list[tuple[str, str, int]]:
@@ -229,13 +249,13 @@ def main(argv: list[str]) -> None:
     bench = Bench(config, params["shared"], params["draft"])
     own, search = config["bench"], config["search"]
     if argv == ["search"]:
-        tried = candidates(config)
         prompts = bench.test[own["held_out"] : 2 * own["held_out"]]
-        done = rivals_tables.searched()
-        do_all([place_of_candidate(*candidate) for candidate in tried],
-               lambda k: bench.trajectory(tried[k][1], "truth", search["seed"], search["budget"], prompts, 1),
-               {k for k, candidate in enumerate(tried) if place_of_candidate(*candidate).stem in done})  # fmt: skip
-        rivals_tables.write_search(RUNS / "search")
+        for tried_of in (first_round, second_round):
+            tried, done = tried_of(config), rivals_tables.searched()
+            do_all([place_of_candidate(*candidate) for candidate in tried],
+                   lambda k, tried=tried: bench.trajectory(tried[k][1], "truth", search["seed"], own["budget"], prompts, 1),
+                   {k for k, candidate in enumerate(tried) if place_of_candidate(*candidate).stem in done})  # fmt: skip
+            rivals_tables.write_search(RUNS / "search")
     elif argv == ["run"]:
         methods, todo, common = chosen(config), jobs(config), (own["budget"], bench.test[: own["held_out"]], own["evaluations"])
         done = rivals_tables.done()

@@ -7,31 +7,35 @@ import numpy as np
 import pandas as pd
 import results
 
-from icthp import files
+from icthp import files, microworld
 
 ROWS, SEARCH, SECONDS = Path("study/rivals_rows.parquet"), Path("study/rivals_search.csv"), Path("study/rivals_seconds.csv")
 RUN = ["method", "reward_name", "seed"]
 MEASURES = ("utility", "reward", "alignment", "richness", "artefact")
-BUDGETS = {"equivalents": (5000, 10000, 20000), "rewards": (500, 1000), "seconds": (15, 30, 45)}  # of a run, which goes on to its end
+BUDGETS = {"equivalents": (2000, 4000, 8000), "rewards": (200, 400), "seconds": (10, 20, 30)}  # of a run, which goes on to its end
 LOST_ALIGNMENT, LOST_UTILITY = 0.15, 0.3  # below the untuned generator's: collapsed
 
 
 def collect(runs: Path) -> pd.DataFrame:
-    """Every evaluation of the runs that are done, a row a held-out prompt. A run that is no longer in `runs` stays as it was."""
+    """Every evaluation of the runs that are done, a row a held-out prompt, as `read` gives them. A run that is no longer in `runs` stays as
+    it was."""
     found = [pd.read_parquet(path).assign(**dict(zip(RUN, run_of(path)))) for path in sorted(runs.glob("*-*-*.parquet"))]
     done = {tuple(part[RUN].iloc[0]) for part in found}
     if ROWS.exists():
         earlier = pd.read_parquet(ROWS)
         found.append(earlier[[run not in done for run in earlier[RUN].itertuples(index=False, name=None)]])
-    rows = pd.concat(found, ignore_index=True)
-    numbers = rows.select_dtypes("float").columns
-    rows[numbers] = rows[numbers].round(4).astype("float32")
-    write_rows(rows)
-    return rows
+    rows = pd.concat([part.drop(columns="utility", errors="ignore") for part in found])
+    rows = rows.sort_values([*RUN, "step"], kind="stable", ignore_index=True)
+    digits = {name: 2 if name in MEASURES else 4 for name in rows.select_dtypes("float")}  # of single prompts: a third of the bytes
+    rows = rows.round(digits).astype(dict.fromkeys(digits, "float32"))
+    files.atomic(ROWS, lambda partial: rows.to_parquet(partial, compression="zstd", compression_level=19, index=False))
+    return read()
 
 
-def write_rows(rows: pd.DataFrame) -> None:
-    files.atomic(ROWS, lambda partial: rows.to_parquet(partial, compression="zstd", index=False))
+def read() -> pd.DataFrame:
+    """The rows of ROWS, with the utility that their qualities give."""
+    rows = pd.read_parquet(ROWS)
+    return rows.assign(utility=microworld.utility(rows))
 
 
 def write_seconds(measured) -> None:
@@ -116,7 +120,6 @@ def write_search(folder: Path) -> None:
 
 def main(config: dict, runs: Path) -> None:
     rows = timed(collect(runs))
-    write_rows(rows)
     stages = {reward: sorted(part.method.unique()) for reward, part in rows.groupby("reward_name", sort=False)}
     budgets = [(cost, budget) for cost, several in BUDGETS.items() for budget in several]
     values = pd.concat([gains(rows, *budget) for budget in budgets], ignore_index=True)

@@ -50,6 +50,16 @@ def test_the_bench_is_as_large_as_it_says(rivals, config):
     assert rivals.place_of_candidate(*rivals.candidates(config)[0]).name == "draft_1-0.001-0.parquet"
 
 
+def test_the_search_goes_on_where_its_first_round_was_best(rivals, tmp_path, monkeypatch):
+    small = {"methods": {"a": {"knob": {"beta": [3.0, 1.0, 2.0]}}, "b": {"knob": {}}, "c": {"knob": {"n": [1, 2]}}}, "search": {"lr": [0.1, 0.2]}}
+    names = lambda found: [rivals.place_of_candidate(*candidate).stem for candidate in found]
+    assert names(rivals.first_round(small)) == ["a-0.1-3", "a-0.2-3", "b-0.1", "b-0.2", "c-0.1-1", "c-0.2-1"]
+    rows = [("a-0.1-3", 0.5), ("a-0.2-3", 0.6), ("a-0.1-1", 9.0), ("b-0.1", 0.3), ("b-0.2", 0.2)]  # c's gradient broke
+    pd.DataFrame(rows, columns=["run", "reward"]).to_csv(tmp_path / "search.csv", index=False)
+    monkeypatch.setattr(rivals.rivals_tables, "SEARCH", tmp_path / "search.csv")
+    assert names(rivals.second_round(small)) == ["a-0.2-1", "a-0.2-2"]
+
+
 def test_the_chosen_knobs_are_the_rewards_best_not_the_utilitys(rivals, config, tmp_path, monkeypatch):
     small = {"methods": {"a": {"knob": {"beta": [1.0, 2.0]}}, "b": {"knob": {}}}, "search": {"lr": [0.1, 0.2]}}
     rows = [
@@ -113,7 +123,8 @@ def a_run(method, seed, gain, reward="truth"):
                           "share": [0, 0.75, 1]})  # fmt: skip
     rows = pd.concat([steps.assign(prompt=prompt, base=base) for prompt, base in (("a", 1.0), ("b", 2.0))], ignore_index=True)
     rows["utility"] = rows.base + gain * rows.share
-    for name in ("reward", "alignment", "richness", "artefact", "vendi", "distance"):
+    rows["reward"] = gain
+    for name in ("alignment", "richness", "artefact", "vendi", "distance"):
         rows[name] = 0.5
     for name in ("forwards", "graphs", "reward_gradients"):
         rows[name] = 1
@@ -146,7 +157,8 @@ def test_runs_that_are_done_stay_after_their_files_are_gone(rivals, tmp_path, mo
     assert tables.done() == {("dpo", "truth", 0), ("kto", "truth", 1)} and len(rows) == 12
     plain("kto", 1, 0.9).to_parquet(runs / "kto-truth-1.parquet")
     rows = tables.collect(runs)
-    assert rows[rows.method == "kto"].utility.max() == pytest.approx(2.9, abs=1e-4) and len(rows) == 12
+    assert rows[rows.method == "kto"].reward.max() == pytest.approx(0.9) and len(rows) == 12
+    assert rows.utility.tolist() == pytest.approx((3 * rows.alignment + rows.richness - 1.5 * rows.artefact).tolist())
     made = []
     places = [tmp_path / f"{k}.parquet" for k in range(3)]
     rivals.do_all(places, lambda k: made.append(k) or pd.DataFrame({"x": [k]}), earlier={1})

@@ -103,6 +103,11 @@ def draw_levels(pipe: StableDiffusion3Pipeline, count: int, generator, grid: int
     return shift * uniform / (1 + (shift - 1) * uniform)
 
 
+def of_the_batch(generator) -> torch.Generator:
+    """The generator of a batch's own choices, of one or of one a row."""
+    return generator[0] if isinstance(generator, list) else generator
+
+
 def initial_noise(pipe: StableDiffusion3Pipeline, count: int, size, generator) -> Tensor:
     """(count, c, h, w) on the transformer's device. size: pixels, one side or (height, width), the transformer's own for None; generator:
     one, or one a row. ValueError for a size that the patches do not divide."""

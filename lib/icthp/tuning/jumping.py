@@ -6,14 +6,9 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
 from icthp.tuning.endpoint import Choice, Path, direct_align, draw_int
-from icthp.tuning.flow import Sampler, initial_noise
+from icthp.tuning.flow import Sampler, initial_noise, of_the_batch
 from icthp.tuning.matching import clip_norms, pull_loss
 from icthp.tuning.rewards import Reward, RewardStep, reward_gradient
-
-
-def _one(generator) -> torch.Generator:
-    """That of a batch's own choices."""
-    return generator[0] if isinstance(generator, list) else generator
 
 
 @torch.no_grad()
@@ -54,10 +49,10 @@ def jump_step(
     sampler = Sampler(pipe, prompt_embeds, pooled, steps, guidance=guidance, negative=negative)
     x = initial_noise(pipe, len(pooled), size, generator)
     rows = torch.arange(len(pooled), device=x.device)
-    path = path_of(sampler.sigmas, _one(generator))
+    path = path_of(sampler.sigmas, of_the_batch(generator))
     first = 0
-    if pictures is not None and torch.rand((), generator=_one(generator)) >= noise_share:
-        first = draw_int(0, min(path.stop, min(path.active)) + 1, _one(generator))
+    if pictures is not None and torch.rand((), generator=of_the_batch(generator)) >= noise_share:
+        first = draw_int(0, min(path.stop, min(path.active)) + 1, of_the_batch(generator))
         noise, x = x, torch.lerp(pictures, x, sampler.sigmas[first])
     states = _trajectory(sampler, x, rows, first, path)
     result, gradient = reward_gradient(pipe, states[-1], rows, reward, decode_batch)
@@ -98,7 +93,7 @@ def align_step(
     with torch.no_grad():
         x0 = sampler.denoise(initial_noise(pipe, len(pooled), size, generator), range(steps), rows)
     noise = initial_noise(pipe, len(pooled), size, generator)
-    low, high = (lowest + (highest - lowest) * torch.rand(2, generator=_one(generator))).sort().values.tolist()
+    low, high = (lowest + (highest - lowest) * torch.rand(2, generator=of_the_batch(generator))).sort().values.tolist()
     minus_reward = lambda pixels, rows: -reward(pixels, rows)
     results = []
     for branch, sigma, to in ((reward, high, low), (minus_reward, low, high))[: 1 + inversion]:

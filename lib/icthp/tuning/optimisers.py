@@ -148,11 +148,11 @@ def nft(fit: Fit, *, beta: float = 1.0, anchor: float = 1e-4) -> Tensor:
 # ---- log-ratios of random steps ---------------------------------------------------------------------------------
 
 
-def flow_grpo(step: Transition, *, clip: float = 1e-4, kl: float = 0.04) -> Tensor:
+def flow_grpo(step: Transition, *, clip: float = 1e-4, kl: float = 0.04, over: str = "batch") -> Tensor:
     """Flow-GRPO (arXiv 2505.05470; yifan123/flow_grpo@scripts/train_sd3.py) and, by its rule of noise, DanceGRPO (2505.07818):
-    `clipped_ratio_loss` with `advantages`, and kl `step_kl` to the untuned step. Needs: values. Cost: 1 G, with kl 1 F, a random step."""
+    `clipped_ratio_loss` with `advantages` over it, and kl `step_kl` to the untuned step. Needs: values. Cost: 1 G, with kl 1 F, a random step."""
     drift = kl * step_kl(step.mean, step.base, step.std).mean() if kl else 0.0
-    advantage = advantages(step.rewards)
+    advantage = advantages(step.rewards, over)
     return clipped_ratio_loss(step.logp.flatten(), step.old_logp.flatten(), advantage.flatten(), clip) + drift
 
 
@@ -163,11 +163,11 @@ def pref_grpo(step: Transition, *, clip: float = 1e-4, kl: float = 0.0) -> Tenso
     return flow_grpo(replace(step, rewards=winrate((difference.sign() + 1) / 2)), clip=clip, kl=kl)
 
 
-def grpo_guard(step: Transition, *, clip: float = 1e-4) -> Tensor:
+def grpo_guard(step: Transition, *, clip: float = 1e-4, over: str = "batch") -> Tensor:
     """GRPO-Guard (arXiv 2510.22319, as in X-GenGroup/Flow-Factory): Flow-GRPO whose log-ratio has mean 0 under the old steps and is scaled
     by their deviation, so that noisy and quiet steps weigh alike. Needs: values. Cost: 1 G a random step."""
     centre = step_kl(step.mean, step.old, step.std).flatten()
-    logp, old, advantage = step.logp.flatten(), step.old_logp.flatten(), advantages(step.rewards).flatten()
+    logp, old, advantage = step.logp.flatten(), step.old_logp.flatten(), advantages(step.rewards, over).flatten()
     return clipped_ratio_loss(logp, old, advantage, clip, centre=centre, scale=step.std)
 
 

@@ -10,8 +10,9 @@ from diffusers import StableDiffusion3Pipeline
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from icthp.tuning.endpoint import draw_int
 from icthp.tuning.fitting import by_prompt, finite_prompts, score_all_latents
-from icthp.tuning.flow import Sampler, initial_noise
+from icthp.tuning.flow import Sampler, initial_noise, of_the_batch
 from icthp.tuning.preferences import best_over_worst, clipped_log_ratio, pair_loss
 from icthp.tuning.rewards import Reward, RewardStep
 from icthp.tuning.stochastic import step_logp
@@ -63,44 +64,48 @@ def walk_step(
     n: int = 4,
     size: int | tuple[int, int] | None = None,
     same_start: bool = False,
+    window: int = 0,
     decode_batch: int = 16,
 ) -> RewardStep:
     """n pictures of each prompt by `rule`'s random steps, the last one without noise; adds the gradient of loss(Transition), the mean over
     the random steps. Asks the reward for values only. The generator of the rollout is the one that learns, so that ratios are 1 and the
-    clipping of PPO's loss does not act. same_start: the n pictures begin with one noise, as DanceGRPO has it.
+    clipping of PPO's loss does not act. same_start: the n pictures begin with one noise, as DanceGRPO has it. window: so many steps in a
+    row are random and learn, from one that is drawn for the batch; the others are Euler's (MixGRPO, arXiv 2507.21802, whose window moves
+    with the training); 0 for all.
 
     A prompt with a picture or reward that is not finite is left out; FloatingPointError where none is left, ValueError for fewer than two
     steps. Returns what `fit_step` does."""
     if steps < 2:
         raise ValueError(f"the last step has no noise, so steps must be at least 2, not {steps}")
+    if not 0 <= window < steps:
+        raise ValueError(f"window must be 0 or one of 1 to {steps - 1}, the steps with noise, not {window}")
     b = len(pooled)
     sampler = Sampler(pipe, prompt_embeds, pooled, steps)
     starts = [initial_noise(pipe, b, size, generator) for _ in range(1 if same_start else n)]
     x = torch.cat(starts * (n if same_start else 1))
     rows = torch.arange(b, device=x.device).repeat(n)
+    first = draw_int(0, steps - window, of_the_batch(generator)) if window else 0
+    random_steps = range(first, first + (window or steps - 1))
     with torch.no_grad():
-        states = _roll_out(sampler, x, rows, rule, generator)
+        states = _roll_out(sampler, x, rows, rule, generator, random_steps)
         pixels, rewards = score_all_latents(pipe, states[-1][0], rows, reward, decode_batch)
     chosen = finite_prompts(states[-1][0], rewards, n).repeat(n)
-    for i in range(steps - 1):
+    for i in random_steps:
         (x, old, std), to = states[i], states[i + 1][0]
         values = (rewards[chosen], to[chosen], old[chosen])
         transition = _transition(sampler, i, x[chosen], rows[chosen], rule, std, n, *values)
-        (loss(transition) / (steps - 1)).backward()
+        (loss(transition) / len(random_steps)).backward()
     return RewardStep(rewards, pixels, chosen)
 
 
-def _roll_out(sampler: Sampler, x: Tensor, rows: Tensor, rule: Rule, generator) -> list[tuple[Tensor, Tensor | None, float]]:
-    """(latents, mean of the step from there, its deviation) at each level; the finished latents stand alone in the last."""
+def _roll_out(sampler: Sampler, x: Tensor, rows: Tensor, rule: Rule, generator, random_steps: range) -> list:
+    """(latents, mean of the step from there, its deviation) at each level, None and 0 before a step without noise and at the end."""
     states = []
-    *random_steps, last = range(len(sampler.sigmas) - 1)
-    for i in random_steps:
-        mean, std = _mean_of(sampler, i, x, rows, rule)
+    for i in range(len(sampler.sigmas) - 1):
+        mean, std = _mean_of(sampler, i, x, rows, rule) if i in random_steps else (None, 0.0)
         states.append((x, mean, std))
-        x = mean + std * _noise_like(x, generator)
-    states.append((x, None, 0.0))
-    states.append((sampler.denoise(x, range(last, last + 1), rows), None, 0.0))
-    return states
+        x = sampler.denoise(x, range(i, i + 1), rows) if mean is None else mean + std * _noise_like(x, generator)
+    return [*states, (x, None, 0.0)]
 
 
 def _mean_of(sampler: Sampler, i: int, x: Tensor, rows: Tensor, rule: Rule) -> tuple[Tensor, float]:
@@ -138,12 +143,13 @@ def candidates_step(
     clip: float = 0.1,
     n: int = 4,
     gap: float = 0.0,
+    first: int = 0,
     size: int | tuple[int, int] | None = None,
     decode_batch: int = 16,
 ) -> RewardStep:
     """SPO (arXiv 2406.04314; RockeyCoss/SPO@spo_training_and_inference/train_scripts/train_spo.py): at each random step n candidates of the
-    next latents, what each would become in one jump is scored, and the best is preferred to the worst where it leads by more than `gap`:
-    -log sigmoid(beta log clip q - beta log clip q'), q the ratio to the untuned transformer's density. A random one goes on. SPO trains a
+    next latents, what each would become in one jump is scored, and the best is preferred to the worst where it leads by more than `gap`, from
+    step `first` on (SPO's fourth of twenty: the jump from an early level tells little): -log sigmoid(beta log clip q - beta log clip q'), q the ratio to the untuned transformer's density. A random one goes on. SPO trains a
     reward on noisy latents; this one reads the pictures of the jumps. Needs: an order. Cost: (n + 2) F + 1 G and n
     rewards, a prompt and random step.
 
@@ -151,7 +157,9 @@ def candidates_step(
     sampler = Sampler(pipe, prompt_embeds, pooled, steps)
     x = initial_noise(pipe, len(pooled), size, generator)
     rows = torch.arange(len(x), device=x.device)
-    for i in range(steps - 1):
+    with torch.no_grad():
+        x = sampler.denoise(x, range(first), rows)
+    for i in range(first, steps - 1):
         with torch.no_grad():
             mean, std = _mean_of(sampler, i, x, rows, rule)
             drawn = torch.stack([mean + std * _noise_like(mean, generator) for _ in range(n)], 1)
@@ -161,7 +169,7 @@ def candidates_step(
             values = (rewards[valid].T.flatten(), drawn[valid].transpose(0, 1).flatten(0, 1), mean[valid].repeat(n, 1, 1, 1))
             step = _candidates(sampler, i, x[valid], rows[valid], rule, std, n, *values)
             score = beta * clipped_log_ratio(step.logp, step.base_logp, clip)
-            (pair_loss(score, best_over_worst(step.rewards)) * (valid.sum() / (len(x) * (steps - 1)))).backward()
+            (pair_loss(score, best_over_worst(step.rewards)) * (valid.sum() / (len(x) * (steps - 1 - first)))).backward()
         x = drawn[:, 0]  # all were drawn alike
     with torch.no_grad():
         x = sampler.denoise(x, range(steps - 1, steps), rows)
