@@ -19,8 +19,8 @@ SMALL = {
     "compression": "zstd",
     "compression_level": 19,
     "index": False,
-    "use_dictionary": ["stage", "row", "measure", "unit"],
-    "column_encoding": {"index": "DELTA_BINARY_PACKED", "value": "BYTE_STREAM_SPLIT"},
+    "use_dictionary": ["stage", "row", "measure", "unit", "value"],
+    "column_encoding": {"index": "DELTA_BINARY_PACKED"},
 }  # of parquet: in git each byte counts twice
 
 
@@ -56,7 +56,7 @@ def collect(name: str, stages: dict[str, dict]) -> pd.DataFrame:
         found.append(earlier[[tuple(run) not in measured_again for run in earlier[RUN].itertuples(index=False)]])
     if not found:
         raise FileNotFoundError(f"neither {RUNS} nor {file} holds a measured run: `make study` makes them")
-    values = pd.concat(found)[COLUMNS].astype({"value": "float32"}).reset_index(drop=True)
+    values = pd.concat(found)[COLUMNS].round({"value": 4}).astype({"value": "float32"}).reset_index(drop=True)
     files.atomic(file, lambda partial: values.to_parquet(partial, **SMALL))
     return values
 

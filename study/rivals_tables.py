@@ -17,14 +17,14 @@ LOST_ALIGNMENT, LOST_UTILITY = 0.15, 0.3  # below the untuned generator's: colla
 
 
 def collect(runs: Path) -> pd.DataFrame:
-    """Every evaluation of the runs that are done, a row a held-out prompt, as `read` gives them. A run that is no longer in `runs` stays as
-    it was."""
+    """Every evaluation of the runs that are done, a row a held-out prompt, as `read` gives them: without the seconds of the machine that a
+    run happened to run on. A run that is no longer in `runs` stays as it was."""
     found = [pd.read_parquet(path).assign(**dict(zip(RUN, run_of(path)))) for path in sorted(runs.glob("*-*-*.parquet"))]
     done = {tuple(part[RUN].iloc[0]) for part in found}
     if ROWS.exists():
         earlier = pd.read_parquet(ROWS)
         found.append(earlier[[run not in done for run in earlier[RUN].itertuples(index=False, name=None)]])
-    rows = pd.concat([part.drop(columns="utility", errors="ignore") for part in found])
+    rows = pd.concat([part.drop(columns=["utility", "seconds"], errors="ignore") for part in found])
     rows = rows.sort_values([*RUN, "step"], kind="stable", ignore_index=True)
     digits = {name: 2 if name in MEASURES else 4 for name in rows.select_dtypes("float")}  # of single prompts: a third of the bytes
     rows = rows.round(digits).astype(dict.fromkeys(digits, "float32"))

@@ -51,7 +51,8 @@ def test_the_bench_is_as_large_as_it_says(rivals, config):
 
 
 def test_the_search_goes_on_where_its_first_round_was_best(rivals, tmp_path, monkeypatch):
-    small = {"methods": {"a": {"knob": {"beta": [3.0, 1.0, 2.0]}}, "b": {"knob": {}}, "c": {"knob": {"n": [1, 2]}}}, "search": {"lr": [0.1, 0.2]}}
+    methods = {"a": {"knob": {"beta": [3.0, 1.0, 2.0]}}, "b": {"knob": {}}, "c": {"knob": {"n": [1, 2]}}}
+    small = {"methods": methods, "search": {"lr": [0.1, 0.2]}}
     names = lambda found: [rivals.place_of_candidate(*candidate).stem for candidate in found]
     assert names(rivals.first_round(small)) == ["a-0.1-3", "a-0.2-3", "b-0.1", "b-0.2", "c-0.1-1", "c-0.2-1"]
     rows = [("a-0.1-3", 0.5), ("a-0.2-3", 0.6), ("a-0.1-1", 9.0), ("b-0.1", 0.3), ("b-0.2", 0.2)]  # c's gradient broke
@@ -165,6 +166,34 @@ def test_runs_that_are_done_stay_after_their_files_are_gone(rivals, tmp_path, mo
     assert made == [0, 2] and not places[1].exists()
     rivals.do_all(places, lambda k: made.append(k) or pd.DataFrame({"x": [k]}))
     assert made == [0, 2, 1]
+
+
+def test_a_gradients_cosines(rivals):
+    """Against a direction, among batches that share part of it and differ in the rest."""
+    import rivals_directions
+
+    reference = torch.tensor([1.0, 0, 0, 0])
+    found = torch.tensor([[1.0, 1, 0, 0], [2.0, 0, 2, 0], [3.0, 0, 0, 3]])
+    compared = rivals_directions.compare(found, reference)
+    assert compared["cosine"] == pytest.approx(0.5**0.5) and compared["among"] == pytest.approx(0.5) and compared["batches"] == 3
+    assert compared["of_all"] == pytest.approx(6 / (36 + 1 + 4 + 9) ** 0.5)
+
+
+def test_a_batchs_gradient_is_the_methods(rivals, config, sd3_folder, scenes):
+    """As many batches as the budget allows, each of its own prompts and noise; the same again."""
+    import rivals_directions
+
+    torch.manual_seed(0)
+    detector = microworld.Detector(width=8).eval().requires_grad_(False)
+    generator = lambda: pipelines.load_pipeline(str(sd3_folder))
+    bench = SimpleNamespace(config=config, train=microworld.captions(scenes[:24]), generator=generator,
+                            scorer_of=lambda *_: microworld.UtilityScorer(detector),
+                            update_of=lambda method: rivals.partial(rivals.update_of(method), steps=4, size=32))  # fmt: skip
+    method = next(m for n, m in rivals.candidates(config) if n == "tpo") | {"prompts": 2}
+    found, cost = rivals_directions.gradients(bench, method, 2.5 * 24)
+    again, _ = rivals_directions.gradients(bench, method, 24)
+    assert len(found) == 3 and cost == 24 and (found[0] != found[1]).any() and found.norm(dim=1).min() > 0
+    assert torch.equal(found[0], again[0])
 
 
 def test_seconds_are_those_of_one_machine(rivals, tmp_path, monkeypatch):
