@@ -218,9 +218,12 @@ def chosen(config: dict) -> dict[str, dict]:
 
 
 def jobs(config: dict) -> list[tuple[str, str, int]]:
-    """(method, reward, seed) of every run, seed after seed."""
-    pairs = [(method, reward) for reward, who in config["rewards"].items() for method in (config["methods"] if who == "all" else who)]
-    return [(method, reward, seed) for seed in config["bench"]["seeds"] for method, reward in pairs]
+    """(method, reward, seed) of every run, reward after reward."""
+    found = []
+    for reward, who in config["rewards"].items():
+        methods = config["methods"] if who == "all" else who
+        found += [(method, reward, seed) for seed in config["bench"]["seeds"] for method in methods]
+    return found
 
 
 def do_all(places: list[Path], make, earlier=frozenset()) -> None:
