@@ -23,6 +23,7 @@ SECOND_DETECTOR = Path("study/second_detector")  # in git, so that every machine
 OWN = ("update", "prompts", "knob", "edited", "pictures", "negative_guidance", "lr")  # options that are not handed on
 NEEDS_GRADIENT = ("draft_step", "jump_step", "align_step", "pull_step")
 TRAIN = 512  # prompts
+EDITS = {"wrong": lambda prompt: wording.hard_negative(prompt, 0, microworld.CLASSES), "rich": rivals_rewards.rich}
 DISTANCE = 16  # held-out prompts whose velocities are compared
 
 
@@ -47,10 +48,10 @@ def update_of(method: dict):
 
 
 def inputs_of(method: dict, pipe) -> dict:
-    """What the update takes of a batch's prompts beside: a caption with one attribute changed, latents of renders of any richness."""
+    """What the update takes of a batch's prompts beside: another caption, as EDITS has it, latents of renders of any richness."""
     made = {}
     if method.get("edited"):
-        made["edited"] = lambda prompts: tuning.encode(pipe, [wording.hard_negative(p, 0, microworld.CLASSES) for p in prompts])
+        made["edited"] = lambda prompts: tuning.encode(pipe, list(map(EDITS[method["edited"]], prompts)))
     if method.get("pictures"):
         made["pictures"] = lambda prompts: tuning.latents(pipe, renders(prompts))
     return made
