@@ -19,30 +19,37 @@ def run(pipe, prompt, step=walking.walk_step, worth=reward, seed=0, **options):
     return result, torch.cat([p.grad.flatten() for p in lora(pipe)])
 
 
-def test_a_walk_is_the_score_function_of_its_steps(pipe, prompt):
-    """The gradient of -A log p, by hand, over the transitions that the rollout drew."""
-    result, found = run(pipe, prompt, loss=partial(optimisers.flow_grpo, kl=0.0), n=2)
-    generators = [torch.Generator().manual_seed(i) for i in range(3)]
+@pytest.mark.parametrize("seed, window, over", [(0, 0, "batch"), (0, 1, "prompt"), (5, 1, "batch"), (0, 2, "batch")])
+def test_a_walk_is_the_score_function_of_its_steps(pipe, prompt, seed, window, over):
+    """The gradient of -A log p, by hand, over the transitions that the rollout drew: all, or those of a window that was drawn."""
+    result, found = run(pipe, prompt, loss=partial(optimisers.flow_grpo, kl=0.0, over=over), n=2, seed=seed, window=window)
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(3)]
     draw = lambda: torch.cat([torch.randn(1, 4, 8, 8, generator=g) for g in generators])
     x, rows = torch.cat([draw(), draw()]), torch.arange(3).repeat(2)
+    first = int(torch.randint(0, STEPS - window, (), generator=generators[0])) if window else 0
+    random_steps = range(first, first + (window or STEPS - 1))
     sampler = flow.Sampler(pipe, *prompt, STEPS)
-    steps = []
+    steps = {}
     with torch.no_grad():
         for i in range(STEPS - 1):
+            if i not in random_steps:
+                x = sampler.denoise(x, range(i, i + 1), rows)
+                continue
             mean, std = RULE(x, sampler.velocity_at(x, sampler.sigmas[i], rows), sampler.sigmas[i], sampler.sigmas[i + 1])
             to = mean + std * torch.cat([draw(), draw()])
-            steps.append((x, to, std))
+            steps[i] = x, to, std
             x = to
         x = sampler.denoise(x, range(STEPS - 1, STEPS), rows)
         rewards = reward(flow.decode(pipe, x), rows)
     assert torch.allclose(result.rewards, rewards, atol=1e-5)
     table = rewards.view(2, 3).T
-    advantage = ((table - table.mean(1, keepdim=True)) / (table.std() + 1e-4)).T.flatten()
+    deviation = table.std() if over == "batch" else table.std(1, keepdim=True)
+    advantage = ((table - table.mean(1, keepdim=True)) / (deviation + 1e-4)).T.flatten()
     total = 0
-    for i, (x, to, std) in enumerate(steps):
+    for i, (x, to, std) in steps.items():
         mean, _ = RULE(x, sampler.velocity_at(x, sampler.sigmas[i], rows), sampler.sigmas[i], sampler.sigmas[i + 1])
         logp = torch.distributions.Normal(mean, std).log_prob(to).mean((1, 2, 3))
-        total = total - (advantage * logp).mean() / (STEPS - 1)
+        total = total - (advantage * logp).mean() / len(steps)
     whole = torch.cat([g.flatten() for g in torch.autograd.grad(total, lora(pipe))])
     assert (found - whole).norm() <= 1e-4 * whole.norm() and whole.norm() > 0
 
@@ -77,6 +84,9 @@ def test_a_start_in_common(pipe, prompt):
     assert (first - second).abs().max() > 1e-2
     with pytest.raises(ValueError, match="at least 2"):
         walking.walk_step(pipe, *prompt, reward, steps=1, generator=torch.Generator(), rule=quiet, loss=optimisers.pref_grpo)
+    for window in (-1, STEPS):
+        with pytest.raises(ValueError, match=f"0 or one of 1 to {STEPS - 1}, the steps with noise, not {window}"):
+            make(generator=torch.Generator(), window=window)
 
 
 def test_candidates_prefer_the_better_jump(pipe, prompt):
@@ -90,19 +100,24 @@ def test_candidates_prefer_the_better_jump(pipe, prompt):
         run(pipe, prompt, walking.candidates_step, worth=flat, beta=5.0)
     with pytest.raises(AttributeError):
         run(pipe, prompt, walking.candidates_step, beta=5.0, gap=1e9)
+    with pytest.raises(ValueError, match=f"first must be one of 0 to {STEPS - 2}, the steps with noise, not {STEPS - 1}"):
+        run(pipe, prompt, walking.candidates_step, beta=5.0, first=STEPS - 1)
 
 
-def test_one_candidate_step_by_hand(pipe, prompt):
-    """Of two levels: the candidates of the only random step, their jumps, best over worst."""
+@pytest.mark.parametrize("steps, first", [(2, 0), (3, 1)])
+def test_one_candidate_step_by_hand(pipe, prompt, steps, first):
+    """The candidates of the only random step, the last but one, their jumps, best over worst; the steps before are Euler's."""
     generator = torch.Generator().manual_seed(0)
     for p in lora(pipe):
         p.grad = None
-    walking.candidates_step(pipe, *prompt, reward, steps=2, generator=generator, rule=RULE, beta=5.0, n=3)
+    walking.candidates_step(pipe, *prompt, reward, steps=steps, generator=generator, rule=RULE, beta=5.0, n=3, first=first)
     found = torch.cat([p.grad.flatten() for p in lora(pipe)])
     generator = torch.Generator().manual_seed(0)
     x, rows = torch.randn(3, 4, 8, 8, generator=generator), torch.arange(3)
-    sampler = flow.Sampler(pipe, *prompt, 2)
-    where = sampler.sigmas[0], sampler.sigmas[1]
+    sampler = flow.Sampler(pipe, *prompt, steps)
+    with torch.no_grad():
+        x = sampler.denoise(x, range(first), rows)
+    where = sampler.sigmas[first], sampler.sigmas[first + 1]
     mean, std = RULE(x, sampler.velocity_at(x, where[0], rows), *where)
     base, _ = RULE(x, sampler.base_velocity_at(x, where[0], rows), *where)
     drawn = [mean.detach() + std * torch.randn(3, 4, 8, 8, generator=generator) for _ in range(3)]

@@ -150,7 +150,8 @@ def nft(fit: Fit, *, beta: float = 1.0, anchor: float = 1e-4) -> Tensor:
 
 def flow_grpo(step: Transition, *, clip: float = 1e-4, kl: float = 0.04, over: str = "batch") -> Tensor:
     """Flow-GRPO (arXiv 2505.05470; yifan123/flow_grpo@scripts/train_sd3.py) and, by its rule of noise, DanceGRPO (2505.07818):
-    `clipped_ratio_loss` with `advantages` over it, and kl `step_kl` to the untuned step. Needs: values. Cost: 1 G, with kl 1 F, a random step."""
+    `clipped_ratio_loss` with `advantages` over `over`, and kl `step_kl` to the untuned step. Needs: values. Cost: 1 G, with kl 1 F, a
+    random step."""
     drift = kl * step_kl(step.mean, step.base, step.std).mean() if kl else 0.0
     advantage = advantages(step.rewards, over)
     return clipped_ratio_loss(step.logp.flatten(), step.old_logp.flatten(), advantage.flatten(), clip) + drift

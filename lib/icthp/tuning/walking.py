@@ -74,7 +74,7 @@ def walk_step(
     with the training); 0 for all.
 
     A prompt with a picture or reward that is not finite is left out; FloatingPointError where none is left, ValueError for fewer than two
-    steps. Returns what `fit_step` does."""
+    steps or a window that does not fit. Returns what `fit_step` does."""
     if steps < 2:
         raise ValueError(f"the last step has no noise, so steps must be at least 2, not {steps}")
     if not 0 <= window < steps:
@@ -148,12 +148,15 @@ def candidates_step(
     decode_batch: int = 16,
 ) -> RewardStep:
     """SPO (arXiv 2406.04314; RockeyCoss/SPO@spo_training_and_inference/train_scripts/train_spo.py): at each random step n candidates of the
-    next latents, what each would become in one jump is scored, and the best is preferred to the worst where it leads by more than `gap`, from
-    step `first` on (SPO's fourth of twenty: the jump from an early level tells little): -log sigmoid(beta log clip q - beta log clip q'), q the ratio to the untuned transformer's density. A random one goes on. SPO trains a
-    reward on noisy latents; this one reads the pictures of the jumps. Needs: an order. Cost: (n + 2) F + 1 G and n
-    rewards, a prompt and random step.
+    next latents, what each would become in one jump is scored, and the best is preferred to the worst where it leads by more than `gap`:
+    -log sigmoid(beta log clip q - beta log clip q'), q the ratio to the untuned transformer's density. A random one goes on. SPO trains a
+    reward on noisy latents; this one reads the pictures of the jumps. first: the steps before it are Euler's, for the jump from an early
+    level tells little (SPO's is the fourth of twenty). Needs: an order. Cost: (n + 2) F + 1 G and n rewards, a prompt and random step.
 
-    Returns the finished pictures, one a prompt, as `draft_step` does; prompts that are not finite are left out of every step."""
+    Returns the finished pictures, one a prompt, as `draft_step` does; prompts that are not finite are left out of every step. ValueError
+    for a first step that has no noise."""
+    if not 0 <= first < steps - 1:
+        raise ValueError(f"first must be one of 0 to {steps - 2}, the steps with noise, not {first}")
     sampler = Sampler(pipe, prompt_embeds, pooled, steps)
     x = initial_noise(pipe, len(pooled), size, generator)
     rows = torch.arange(len(x), device=x.device)
