@@ -187,35 +187,40 @@ def first_round(config: dict) -> list[tuple[str, dict]]:
 
 def second_round(config: dict) -> list[tuple[str, dict]]:
     """The candidates with another value at their first round's best learning rate."""
-    tried = [place_of_candidate(*candidate).stem for candidate in first_round(config)]
-    lr = {name: method["lr"] for name, method in best_of(config, tried).items()}
-    return [(name, m) for name, m in candidates(config) if lr.get(name) == m["lr"] and place_of_candidate(name, m).stem not in tried]
+    first = first_round(config)
+    lr = {name: best["lr"] for name, (best, *_) in ranked(config, first, 1).items()}
+    return [(name, m) for name, m in candidates(config) if lr.get(name) == m["lr"] and (name, m) not in first]
 
 
-def place_of_candidate(name: str, method: dict) -> Path:
+def third_round(config: dict) -> list[tuple[str, dict]]:
+    """Each method's best candidates so far, to be run with the other seeds: one seed prefers a learning rate at which others fall."""
+    found = ranked(config, candidates(config), 1)
+    return [(name, m) for name, several in found.items() for m in several[: config["search"]["again"]]]
+
+
+def place_of_candidate(name: str, method: dict, seed: int) -> Path:
     knobs = [method["lr"], *(method[knob] for knob in method["knob"])]
-    return RUNS / "search" / f"{name}-{'-'.join(f'{knob:g}' for knob in knobs)}.parquet"
+    return RUNS / "search" / f"{name}-{'-'.join(f'{knob:g}' for knob in knobs)}-{seed}.parquet"
 
 
-def best_of(config: dict, runs=None) -> dict[str, dict]:
-    """Each method as its best run of the search had it, by the reward itself at its end; runs: their names, all for None. A method whose
-    gradient broke in each is left out."""
+def ranked(config: dict, among: list[tuple[str, dict]], seeds: int) -> dict[str, list[dict]]:
+    """Each method's candidates among these, the best first, by the reward itself at the end, the mean of the first `seeds` seeds of the
+    search. A candidate without a run of each, whose gradient broke, is left out."""
     searched = pd.read_csv(rivals_tables.SEARCH).set_index("run").reward
-    best = {}
-    for name, method in candidates(config):
-        run = place_of_candidate(name, method).stem
-        reward = searched.get(run) if runs is None or run in runs else None
-        if reward is not None and (name not in best or reward > best[name][0]):
-            best[name] = reward, method
-    return {name: method for name, (_, method) in best.items()}
+    found = {}
+    for name, method in among:
+        runs = [place_of_candidate(name, method, seed).stem for seed in config["search"]["seeds"][:seeds]]
+        if all(run in searched.index for run in runs):
+            found.setdefault(name, []).append((searched[runs].mean(), method))
+    return {name: [method for _, method in sorted(several, key=lambda one: -one[0])] for name, several in found.items()}
 
 
 def chosen(config: dict) -> dict[str, dict]:
-    """`best_of` all runs; ValueError for a method without one."""
-    best = best_of(config)
+    """Each method as the best of its candidates that all seeds ran has it; ValueError for a method without one."""
+    best = ranked(config, candidates(config), len(config["search"]["seeds"]))
     if missing := config["methods"].keys() - best.keys():
         raise ValueError(f"no run of {', '.join(sorted(missing))} in {rivals_tables.SEARCH}: python study/rivals.py search")
-    return best
+    return {name: several[0] for name, several in best.items()}
 
 
 def jobs(config: dict) -> list[tuple[str, str, int]]:
@@ -254,11 +259,12 @@ def main(argv: list[str]) -> None:
     own, search = config["bench"], config["search"]
     if argv == ["search"]:
         prompts = bench.test[own["held_out"] : 2 * own["held_out"]]
-        for tried_of in (first_round, second_round):
-            tried, done = tried_of(config), rivals_tables.searched()
-            do_all([place_of_candidate(*candidate) for candidate in tried],
-                   lambda k, tried=tried: bench.trajectory(tried[k][1], "truth", search["seed"], own["budget"], prompts, 1),
-                   {k for k, candidate in enumerate(tried) if place_of_candidate(*candidate).stem in done})  # fmt: skip
+        first, *others = search["seeds"]
+        for tried_of, seeds in ((first_round, [first]), (second_round, [first]), (third_round, others)):
+            tried, done = [(*candidate, seed) for seed in seeds for candidate in tried_of(config)], rivals_tables.searched()
+            do_all([place_of_candidate(*one) for one in tried],
+                   lambda k, tried=tried: bench.trajectory(tried[k][1], "truth", tried[k][2], own["budget"], prompts, 1),
+                   {k for k, one in enumerate(tried) if place_of_candidate(*one).stem in done})  # fmt: skip
             rivals_tables.write_search(RUNS / "search")
     elif argv == ["run"]:
         methods, todo, common = chosen(config), jobs(config), (own["budget"], bench.test[: own["held_out"]], own["evaluations"])

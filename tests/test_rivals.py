@@ -47,35 +47,33 @@ def test_the_bench_is_as_large_as_it_says(rivals, config):
         assert {method for method, of, _ in jobs if of == reward} == set(config["methods"])
     of_votes = {method for method, reward, _ in jobs if reward == "votes"}
     assert not {name for name in of_votes if config["methods"][name]["update"] in rivals.NEEDS_GRADIENT}, "votes have no gradient"
-    assert rivals.place_of_candidate(*rivals.candidates(config)[0]).name == "draft_1-0.001-0.parquet"
+    assert rivals.place_of_candidate(*rivals.candidates(config)[0], 100).name == "draft_1-0.001-0-100.parquet"
+
+
+def search_table(rivals, monkeypatch, tmp_path, rows):
+    pd.DataFrame(rows, columns=["run", "reward"]).assign(utility=range(len(rows))).to_csv(tmp_path / "search.csv", index=False)
+    monkeypatch.setattr(rivals.rivals_tables, "SEARCH", tmp_path / "search.csv")
 
 
 def test_the_search_goes_on_where_its_first_round_was_best(rivals, tmp_path, monkeypatch):
     methods = {"a": {"knob": {"beta": [3.0, 1.0, 2.0]}}, "b": {"knob": {}}, "c": {"knob": {"n": [1, 2]}}}
-    small = {"methods": methods, "search": {"lr": [0.1, 0.2]}}
-    names = lambda found: [rivals.place_of_candidate(*candidate).stem for candidate in found]
-    assert names(rivals.first_round(small)) == ["a-0.1-3", "a-0.2-3", "b-0.1", "b-0.2", "c-0.1-1", "c-0.2-1"]
-    rows = [("a-0.1-3", 0.5), ("a-0.2-3", 0.6), ("a-0.1-1", 9.0), ("b-0.1", 0.3), ("b-0.2", 0.2)]  # c's gradient broke
-    pd.DataFrame(rows, columns=["run", "reward"]).to_csv(tmp_path / "search.csv", index=False)
-    monkeypatch.setattr(rivals.rivals_tables, "SEARCH", tmp_path / "search.csv")
-    assert names(rivals.second_round(small)) == ["a-0.2-1", "a-0.2-2"]
+    small = {"methods": methods, "search": {"lr": [0.1, 0.2], "seeds": [7, 8], "again": 2}}
+    names = lambda found: [rivals.place_of_candidate(*candidate, 7).stem for candidate in found]
+    assert names(rivals.first_round(small)) == ["a-0.1-3-7", "a-0.2-3-7", "b-0.1-7", "b-0.2-7", "c-0.1-1-7", "c-0.2-1-7"]
+    rows = [("a-0.1-3-7", 0.5), ("a-0.2-3-7", 0.6), ("a-0.1-1-7", 9.0), ("b-0.1-7", 0.3), ("b-0.2-7", 0.2)]  # c's gradient broke
+    search_table(rivals, monkeypatch, tmp_path, rows)
+    assert names(rivals.second_round(small)) == ["a-0.2-1-7", "a-0.2-2-7"]
+    search_table(rivals, monkeypatch, tmp_path, [*rows[:2], *rows[3:], ("a-0.2-1-7", 0.8), ("a-0.2-2-7", -0.1)])
+    assert names(rivals.third_round(small)) == ["a-0.2-1-7", "a-0.2-3-7", "b-0.1-7", "b-0.2-7"]
 
 
-def test_the_chosen_knobs_are_the_rewards_best_not_the_utilitys(rivals, config, tmp_path, monkeypatch):
-    small = {"methods": {"a": {"knob": {"beta": [1.0, 2.0]}}, "b": {"knob": {}}}, "search": {"lr": [0.1, 0.2]}}
-    rows = [
-        ("a-0.1-1", 0.5, 9.0),
-        ("a-0.1-2", 0.9, 0.0),
-        ("a-0.2-1", 0.1, 0.0),
-        ("a-0.2-2", 0.2, 0.0),
-        ("b-0.1", 0.0, 0.0),
-        ("b-0.2", -1, 5),
-    ]
-    pd.DataFrame(rows, columns=["run", "reward", "utility"]).to_csv(tmp_path / "search.csv", index=False)
-    monkeypatch.setattr(rivals.rivals_tables, "SEARCH", tmp_path / "search.csv")
+def test_the_chosen_knobs_are_the_rewards_best_over_the_seeds(rivals, tmp_path, monkeypatch):
+    """Never by the utility, which `search_table` makes the higher the later a row; a candidate that one seed has not run is none."""
+    small = {"methods": {"a": {"knob": {"beta": [1.0, 2.0]}}, "b": {"knob": {}}}, "search": {"lr": [0.1, 0.2], "seeds": [7, 8]}}
+    rows = [("a-0.1-1-7", 0.5), ("a-0.1-1-8", 0.5), ("a-0.1-2-7", 0.9), ("a-0.1-2-8", 0.0), ("a-0.2-1-7", 5), ("b-0.1-7", 0)]
+    search_table(rivals, monkeypatch, tmp_path, [*rows, ("b-0.1-8", 0)])
     best = rivals.chosen(small)
-    assert (best["a"]["lr"], best["a"]["beta"], best["b"]["lr"]) == (0.1, 2.0, 0.1)
-    assert rivals.chosen(small | {"search": {"lr": [0.2, 0.3]}})["b"]["lr"] == 0.2  # the other's gradient broke, it has no row
+    assert (best["a"]["lr"], best["a"]["beta"], best["b"]["lr"]) == (0.1, 1.0, 0.1)
     with pytest.raises(ValueError, match="no run of c in"):
         rivals.chosen(small | {"methods": {"c": {"knob": {}}}})
 
