@@ -17,9 +17,11 @@ BUDGET, REFERENCE_BUDGET, REFERENCE_SEED = 5000, 12000, 1  # evaluations of the 
 VARIANTS = {
     "dpo, any level": ("dpo", {"grid": 0}),
     "awm, any level": ("awm", {"grid": 0}),
-    "cps_grpo, all steps": ("cps_grpo", {"window": 0}),
-    "cps_grpo, all steps, own starts": ("cps_grpo", {"window": 0, "same_start": False}),
-    "spo, all steps": ("spo", {"first": 0}),
+    "flow_grpo, all steps": ("flow_grpo", {"random_steps": None, "window": 0}),
+    "cps_grpo, the third step": ("cps_grpo", {"random_steps": [2]}),
+    "cps_grpo, all steps": ("cps_grpo", {"random_steps": None, "window": 0}),
+    "cps_grpo, all steps, own starts": ("cps_grpo", {"random_steps": None, "window": 0, "same_start": False}),
+    "spo, the third step": ("spo", {"random_steps": [2]}),
 }
 
 

@@ -19,19 +19,24 @@ def run(pipe, prompt, step=walking.walk_step, worth=reward, seed=0, **options):
     return result, torch.cat([p.grad.flatten() for p in lora(pipe)])
 
 
-@pytest.mark.parametrize("seed, window, over", [(0, 0, "batch"), (0, 1, "prompt"), (5, 1, "batch"), (0, 2, "batch")])
-def test_a_walk_is_the_score_function_of_its_steps(pipe, prompt, seed, window, over):
-    """The gradient of -A log p, by hand, over the transitions that the rollout drew: all, or those of a window that was drawn."""
-    result, found = run(pipe, prompt, loss=partial(optimisers.flow_grpo, kl=0.0, over=over), n=2, seed=seed, window=window)
+@pytest.mark.parametrize("seed, among, window, over", [(0, None, 0, "batch"), (0, None, 1, "prompt"), (5, None, 1, "batch"),
+                                                       (0, None, 2, "batch"), (1, (1,), 0, "batch"), (2, (1, 0), 1, "prompt")])  # fmt: skip
+def test_a_walk_is_the_score_function_of_its_steps(pipe, prompt, seed, among, window, over):
+    """The gradient of -A log p, by hand, over the transitions that the rollout drew: all, those named, or those of a window that was
+    drawn."""
+    loss = partial(optimisers.flow_grpo, kl=0.0, over=over)
+    result, found = run(pipe, prompt, loss=loss, n=2, seed=seed, random_steps=among, window=window)
     generators = [torch.Generator().manual_seed(seed + i) for i in range(3)]
     draw = lambda: torch.cat([torch.randn(1, 4, 8, 8, generator=g) for g in generators])
     x, rows = torch.cat([draw(), draw()]), torch.arange(3).repeat(2)
-    first = int(torch.randint(0, STEPS - window, (), generator=generators[0])) if window else 0
-    random_steps = range(first, first + (window or STEPS - 1))
+    random_steps = sorted(among or range(STEPS - 1))
+    if window:
+        first = int(torch.randint(0, len(random_steps) - window + 1, (), generator=generators[0]))
+        random_steps = random_steps[first : first + window]
     sampler = flow.Sampler(pipe, *prompt, STEPS)
     steps = {}
     with torch.no_grad():
-        for i in range(STEPS - 1):
+        for i in range(STEPS):
             if i not in random_steps:
                 x = sampler.denoise(x, range(i, i + 1), rows)
                 continue
@@ -39,7 +44,6 @@ def test_a_walk_is_the_score_function_of_its_steps(pipe, prompt, seed, window, o
             to = mean + std * torch.cat([draw(), draw()])
             steps[i] = x, to, std
             x = to
-        x = sampler.denoise(x, range(STEPS - 1, STEPS), rows)
         rewards = reward(flow.decode(pipe, x), rows)
     assert torch.allclose(result.rewards, rewards, atol=1e-5)
     table = rewards.view(2, 3).T
@@ -87,6 +91,15 @@ def test_a_start_in_common(pipe, prompt):
     for window in (-1, STEPS):
         with pytest.raises(ValueError, match=f"0 or one of 1 to {STEPS - 1}, the steps with noise, not {window}"):
             make(generator=torch.Generator(), window=window)
+    with pytest.raises(ValueError, match="0 or one of 1 to 1, the steps with noise, not 2"):
+        make(generator=torch.Generator(), random_steps=[1], window=2)
+
+
+@pytest.mark.parametrize("random_steps", [[], [-1], [0, STEPS - 1]])
+def test_steps_that_cannot_be_random(pipe, prompt, random_steps):
+    for step, options in ((walking.walk_step, {"loss": optimisers.pref_grpo}), (walking.candidates_step, {"beta": 5.0})):
+        with pytest.raises(ValueError, match=rf"some of 0 to {STEPS - 2}, the steps that may have noise, not \{random_steps}"):
+            run(pipe, prompt, step, random_steps=random_steps, **options)
 
 
 def test_candidates_prefer_the_better_jump(pipe, prompt):
@@ -100,24 +113,23 @@ def test_candidates_prefer_the_better_jump(pipe, prompt):
         run(pipe, prompt, walking.candidates_step, worth=flat, beta=5.0)
     with pytest.raises(AttributeError):
         run(pipe, prompt, walking.candidates_step, beta=5.0, gap=1e9)
-    with pytest.raises(ValueError, match=f"first must be one of 0 to {STEPS - 2}, the steps with noise, not {STEPS - 1}"):
-        run(pipe, prompt, walking.candidates_step, beta=5.0, first=STEPS - 1)
 
 
-@pytest.mark.parametrize("steps, first", [(2, 0), (3, 1)])
-def test_one_candidate_step_by_hand(pipe, prompt, steps, first):
-    """The candidates of the only random step, the last but one, their jumps, best over worst; the steps before are Euler's."""
+@pytest.mark.parametrize("steps, random", [(2, None), (3, 1), (3, 0)])
+def test_one_candidate_step_by_hand(pipe, prompt, steps, random):
+    """The candidates of the only random step, their jumps, best over worst; the other steps are Euler's."""
     generator = torch.Generator().manual_seed(0)
     for p in lora(pipe):
         p.grad = None
-    walking.candidates_step(pipe, *prompt, reward, steps=steps, generator=generator, rule=RULE, beta=5.0, n=3, first=first)
+    walking.candidates_step(pipe, *prompt, reward, steps=steps, generator=generator, rule=RULE, beta=5.0, n=3,
+                            random_steps=random if random is None else [random])  # fmt: skip
     found = torch.cat([p.grad.flatten() for p in lora(pipe)])
     generator = torch.Generator().manual_seed(0)
     x, rows = torch.randn(3, 4, 8, 8, generator=generator), torch.arange(3)
     sampler = flow.Sampler(pipe, *prompt, steps)
     with torch.no_grad():
-        x = sampler.denoise(x, range(first), rows)
-    where = sampler.sigmas[first], sampler.sigmas[first + 1]
+        x = sampler.denoise(x, range(random or 0), rows)
+    where = sampler.sigmas[random or 0], sampler.sigmas[(random or 0) + 1]
     mean, std = RULE(x, sampler.velocity_at(x, where[0], rows), *where)
     base, _ = RULE(x, sampler.base_velocity_at(x, where[0], rows), *where)
     drawn = [mean.detach() + std * torch.randn(3, 4, 8, 8, generator=generator) for _ in range(3)]

@@ -1,7 +1,7 @@
 """A sampler whose steps are random, so that each has a log-probability: one step for every loss on those of a whole rollout, one for
 preferences among the candidates of a single step (SPO)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -64,28 +64,30 @@ def walk_step(
     n: int = 4,
     size: int | tuple[int, int] | None = None,
     same_start: bool = False,
+    random_steps: Sequence[int] | None = None,
     window: int = 0,
     decode_batch: int = 16,
 ) -> RewardStep:
-    """n pictures of each prompt by `rule`'s random steps, the last one without noise; adds the gradient of loss(Transition), the mean over
-    the random steps. Asks the reward for values only. The generator of the rollout is the one that learns, so that ratios are 1 and the
-    clipping of PPO's loss does not act. same_start: the n pictures begin with one noise, as DanceGRPO has it. window: so many steps in a
-    row are random and learn, from one that is drawn for the batch; the others are Euler's (MixGRPO, arXiv 2507.21802, whose window moves
-    with the training); 0 for all.
+    """n pictures of each prompt by `rule`'s random steps; adds the gradient of loss(Transition), the mean over the random steps. Asks the
+    reward for values only. The generator of the rollout is the one that learns, so that ratios are 1 and the clipping of PPO's loss does
+    not act. same_start: the n pictures begin with one noise, as DanceGRPO has it. random_steps: those with noise, which learn, all but
+    the last for None; the others are Euler's. In a short schedule the one before the last is best left out too: of Stable Diffusion 3's
+    four it goes down to a level of 0.009, where CPS has hardly any noise and an SDE's stays in the picture. window: so many of them,
+    neighbours, drawn for the batch (MixGRPO, arXiv 2507.21802, whose window moves with the training); 0 for all.
 
-    A prompt with a picture or reward that is not finite is left out; FloatingPointError where none is left, ValueError for fewer than two
-    steps or a window that does not fit. Returns what `fit_step` does."""
-    if steps < 2:
-        raise ValueError(f"the last step has no noise, so steps must be at least 2, not {steps}")
-    if not 0 <= window < steps:
-        raise ValueError(f"window must be 0 or one of 1 to {steps - 1}, the steps with noise, not {window}")
+    A prompt with a picture or reward that is not finite is left out; FloatingPointError where none is left, ValueError for steps or a
+    window that do not fit. Returns what `fit_step` does."""
+    random_steps = _noisy(steps, random_steps)
+    if not 0 <= window <= len(random_steps):
+        raise ValueError(f"window must be 0 or one of 1 to {len(random_steps)}, the steps with noise, not {window}")
     b = len(pooled)
     sampler = Sampler(pipe, prompt_embeds, pooled, steps)
     starts = [initial_noise(pipe, b, size, generator) for _ in range(1 if same_start else n)]
     x = torch.cat(starts * (n if same_start else 1))
     rows = torch.arange(b, device=x.device).repeat(n)
-    first = draw_int(0, steps - window, of_the_batch(generator)) if window else 0
-    random_steps = range(first, first + (window or steps - 1))
+    if window:
+        first = draw_int(0, len(random_steps) - window + 1, of_the_batch(generator))
+        random_steps = random_steps[first : first + window]
     with torch.no_grad():
         states = _roll_out(sampler, x, rows, rule, generator, random_steps)
         pixels, rewards = score_all_latents(pipe, states[-1][0], rows, reward, decode_batch)
@@ -98,7 +100,17 @@ def walk_step(
     return RewardStep(rewards, pixels, chosen)
 
 
-def _roll_out(sampler: Sampler, x: Tensor, rows: Tensor, rule: Rule, generator, random_steps: range) -> list:
+def _noisy(steps: int, random_steps: Sequence[int] | None) -> list[int]:
+    """The steps with noise, in their order; ValueError for one that has none."""
+    if steps < 2:
+        raise ValueError(f"the last step has no noise, so steps must be at least 2, not {steps}")
+    found = sorted(set(range(steps - 1) if random_steps is None else random_steps))
+    if not found or not set(found) <= set(range(steps - 1)):
+        raise ValueError(f"random_steps must be some of 0 to {steps - 2}, the steps that may have noise, not {random_steps}")
+    return found
+
+
+def _roll_out(sampler: Sampler, x: Tensor, rows: Tensor, rule: Rule, generator, random_steps: list[int]) -> list:
     """(latents, mean of the step from there, its deviation) at each level, None and 0 before a step without noise and at the end."""
     states = []
     for i in range(len(sampler.sigmas) - 1):
@@ -143,26 +155,27 @@ def candidates_step(
     clip: float = 0.1,
     n: int = 4,
     gap: float = 0.0,
-    first: int = 0,
+    random_steps: Sequence[int] | None = None,
     size: int | tuple[int, int] | None = None,
     decode_batch: int = 16,
 ) -> RewardStep:
     """SPO (arXiv 2406.04314; RockeyCoss/SPO@spo_training_and_inference/train_scripts/train_spo.py): at each random step n candidates of the
     next latents, what each would become in one jump is scored, and the best is preferred to the worst where it leads by more than `gap`:
     -log sigmoid(beta log clip q - beta log clip q'), q the ratio to the untuned transformer's density. A random one goes on. SPO trains a
-    reward on noisy latents; this one reads the pictures of the jumps. first: the steps before it are Euler's, for the jump from an early
-    level tells little (SPO's is the fourth of twenty). Needs: an order. Cost: (n + 2) F + 1 G and n rewards, a prompt and random step.
+    reward on noisy latents; this one reads the pictures of the jumps. random_steps: as in `walk_step`; the jump from an early level tells
+    little (SPO begins with the fourth of twenty). Needs: an order. Cost: (n + 2) F + 1 G and n rewards, a prompt and random step.
 
     Returns the finished pictures, one a prompt, as `draft_step` does; prompts that are not finite are left out of every step. ValueError
-    for a first step that has no noise."""
-    if not 0 <= first < steps - 1:
-        raise ValueError(f"first must be one of 0 to {steps - 2}, the steps with noise, not {first}")
+    for a random step that has no noise."""
+    random_steps = _noisy(steps, random_steps)
     sampler = Sampler(pipe, prompt_embeds, pooled, steps)
     x = initial_noise(pipe, len(pooled), size, generator)
     rows = torch.arange(len(x), device=x.device)
-    with torch.no_grad():
-        x = sampler.denoise(x, range(first), rows)
-    for i in range(first, steps - 1):
+    for i in range(steps):
+        if i not in random_steps:
+            with torch.no_grad():
+                x = sampler.denoise(x, range(i, i + 1), rows)
+            continue
         with torch.no_grad():
             mean, std = _mean_of(sampler, i, x, rows, rule)
             drawn = torch.stack([mean + std * _noise_like(mean, generator) for _ in range(n)], 1)
@@ -172,10 +185,9 @@ def candidates_step(
             values = (rewards[valid].T.flatten(), drawn[valid].transpose(0, 1).flatten(0, 1), mean[valid].repeat(n, 1, 1, 1))
             step = _candidates(sampler, i, x[valid], rows[valid], rule, std, n, *values)
             score = beta * clipped_log_ratio(step.logp, step.base_logp, clip)
-            (pair_loss(score, best_over_worst(step.rewards)) * (valid.sum() / (len(x) * (steps - 1 - first)))).backward()
+            (pair_loss(score, best_over_worst(step.rewards)) * (valid.sum() / (len(x) * len(random_steps)))).backward()
         x = drawn[:, 0]  # all were drawn alike
     with torch.no_grad():
-        x = sampler.denoise(x, range(steps - 1, steps), rows)
         pixels, rewards = score_all_latents(pipe, x, rows, reward, decode_batch)
     valid = rewards.isfinite() & x.flatten(1).isfinite().all(1)
     if not valid.any():
