@@ -83,7 +83,7 @@ class Bench:
     def draw(self, pipe, prompts, seed):
         return tuning.generate(pipe, prompts, steps=self.shared["sampler_steps"], size=self.shared["size"], seed=seed)
 
-    def trajectory(self, method: dict, reward: str, seed: int, budget: int, prompts: list[str], times: int) -> pd.DataFrame:
+    def trajectory(self, method: dict, reward: str, budget: int, seed: int, prompts: list[str], times: int) -> pd.DataFrame:
         """One run, evaluated before and `times` times: a row an evaluation and held-out prompt, with the steps and the costs until then."""
         pipe = self.generator()
         tuning.add_lora(pipe, self.config["bench"]["rank"], seed=seed)
@@ -224,12 +224,20 @@ def chosen(config: dict) -> dict[str, dict]:
 
 
 def jobs(config: dict) -> list[tuple[str, str, int]]:
-    """(method, reward, seed) of every run, reward after reward."""
-    found = []
-    for reward, who in config["rewards"].items():
-        methods = config["methods"] if who == "all" else who
-        found += [(method, reward, seed) for seed in config["bench"]["seeds"] for method in methods]
-    return found
+    """(method, reward, seed) of every run, reward after reward, those of `longer` last, as REWARD_longer."""
+    methods = config["methods"]
+    who = {reward: methods if those == "all" else those for reward, those in config["rewards"].items()}
+    of_values = [name for name, method in methods.items() if method["update"] not in NEEDS_GRADIENT]
+    who |= {f"{reward}{rivals_tables.LONGER}": of_values for reward in config["longer"]["rewards"]}
+    return [(method, reward, seed) for reward, those in who.items() for seed in config["bench"]["seeds"] for method in those]
+
+
+def settings(config: dict, method: dict, reward: str) -> tuple[dict, str, int]:
+    """(method, reward, budget) of a run, of a longer one with its own learning rate and budget."""
+    if not reward.endswith(rivals_tables.LONGER):
+        return method, reward, config["bench"]["budget"]
+    longer = config["longer"]
+    return method | {"lr": method["lr"] * longer["lr_factor"]}, reward.removesuffix(rivals_tables.LONGER), longer["budget"]
 
 
 def do_all(places: list[Path], make, earlier=frozenset()) -> None:
@@ -254,7 +262,7 @@ def main(argv: list[str]) -> None:
     if argv == ["second_detector"]:
         return train_second_detector(config["second_detector"])
     if argv == ["table"]:
-        return rivals_tables.main(config, RUNS)
+        return rivals_tables.main(len(jobs(config)), RUNS)
     bench = Bench(config, params["shared"], params["draft"])
     own, search = config["bench"], config["search"]
     if argv == ["search"]:
@@ -263,18 +271,18 @@ def main(argv: list[str]) -> None:
         for tried_of, seeds in ((first_round, [first]), (second_round, [first]), (third_round, others)):
             tried, done = [(*candidate, seed) for seed in seeds for candidate in tried_of(config)], rivals_tables.searched()
             do_all([place_of_candidate(*one) for one in tried],
-                   lambda k, tried=tried: bench.trajectory(tried[k][1], "truth", tried[k][2], own["budget"], prompts, 1),
+                   lambda k, tried=tried: bench.trajectory(tried[k][1], "truth", own["budget"], tried[k][2], prompts, 1),
                    {k for k, one in enumerate(tried) if place_of_candidate(*one).stem in done})  # fmt: skip
             rivals_tables.write_search(RUNS / "search")
     elif argv == ["run"]:
-        methods, todo, common = chosen(config), jobs(config), (own["budget"], bench.test[: own["held_out"]], own["evaluations"])
+        methods, todo, common = chosen(config), jobs(config), (bench.test[: own["held_out"]], own["evaluations"])
         done = rivals_tables.done()
         do_all([RUNS / f"{method}-{reward}-{seed}.parquet" for method, reward, seed in todo],
-               lambda k: bench.trajectory(methods[todo[k][0]], *todo[k][1:], *common),
+               lambda k: bench.trajectory(*settings(config, methods[todo[k][0]], todo[k][1]), todo[k][2], *common),
                {k for k, job in enumerate(todo) if job in done})  # fmt: skip
     elif argv == ["time"]:
         methods = chosen(config)
-        pairs = sorted({(method, reward) for method, reward, _ in jobs(config)})
+        pairs = sorted({(method, reward) for method, reward, _ in jobs(config) if not reward.endswith(rivals_tables.LONGER)})
         rivals_tables.write_seconds((pair, bench.seconds_of(methods[pair[0]], pair[1])) for pair in pairs)
     else:
         raise ValueError(f"{' '.join(argv)} is none of second_detector, search, run, time, table")

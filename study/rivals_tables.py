@@ -12,7 +12,8 @@ from icthp import files, microworld
 ROWS, SEARCH, SECONDS = Path("study/rivals_rows.parquet"), Path("study/rivals_search.csv"), Path("study/rivals_seconds.csv")
 RUN = ["method", "reward_name", "seed"]
 MEASURES = ("utility", "reward", "alignment", "richness", "artefact")
-BUDGETS = {"equivalents": (2000, 4000, 8000), "rewards": (200, 400), "seconds": (10, 20, 30)}  # of a run, which goes on to its end
+BUDGETS = {"equivalents": (2000, 4000, 8000, 16000, 32000), "rewards": (200, 400), "seconds": (10, 20, 30)}  # of a run, which goes on
+LONGER = "_longer"  # at the end of a reward's name, of runs with a larger budget
 LOST_ALIGNMENT, LOST_UTILITY = 0.15, 0.3  # below the untuned generator's: collapsed
 
 
@@ -47,7 +48,7 @@ def write_seconds(measured) -> None:
 def timed(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with the seconds that SECONDS gives their steps: runs were made on several machines. ValueError for a run without."""
     seconds = pd.read_csv(SECONDS).set_index(RUN[:2]).seconds
-    runs = pd.MultiIndex.from_frame(rows[RUN[:2]])
+    runs = pd.MultiIndex.from_arrays([rows.method, rows.reward_name.str.removesuffix(LONGER)])
     if missing := {"-".join(run) for run in set(runs) - set(seconds.index)}:
         raise ValueError(f"no seconds of {', '.join(sorted(missing))} in {SECONDS}: python study/rivals.py time")
     return rows.assign(seconds=(rows.step * seconds.reindex(runs).to_numpy()).astype("float32"))
@@ -118,7 +119,7 @@ def write_search(folder: Path) -> None:
     results.write(found.sort_values("run", ignore_index=True), str(SEARCH))
 
 
-def main(config: dict, runs: Path) -> None:
+def main(wanted: int, runs: Path) -> None:
     rows = timed(collect(runs))
     stages = {reward: sorted(part.method.unique()) for reward, part in rows.groupby("reward_name", sort=False)}
     budgets = [(cost, budget) for cost, several in BUDGETS.items() for budget in several]
@@ -126,5 +127,4 @@ def main(config: dict, runs: Path) -> None:
     found = results.summarise(values, stages, "draft_1")
     results.write(found.assign(estimand=results.ESTIMAND), "study/rivals.csv")
     results.write(per_run(rows), "study/rivals_runs.csv")
-    wanted = sum(len(config["methods"]) if who == "all" else len(who) for who in config["rewards"].values()) * len(config["bench"]["seeds"])
     print(f"{len(rows.groupby(RUN))} of {wanted} runs are done")

@@ -45,6 +45,10 @@ def test_the_bench_is_as_large_as_it_says(rivals, config):
     assert len(jobs) == len(set(jobs)) >= 240 and {seed for *_, seed in jobs} == {0, 1, 2}
     for reward in ("truth", "icthp"):
         assert {method for method, of, _ in jobs if of == reward} == set(config["methods"])
+    longer = {method for method, of, _ in jobs if of == "icthp_longer"}
+    assert longer == {name for name, method in config["methods"].items() if method["update"] not in rivals.NEEDS_GRADIENT}
+    assert rivals.settings(config, {"lr": 4e-3}, "truth_longer") == ({"lr": 2e-3}, "truth", config["longer"]["budget"])
+    assert rivals.settings(config, {"lr": 4e-3}, "votes") == ({"lr": 4e-3}, "votes", config["bench"]["budget"])
     of_votes = {method for method, reward, _ in jobs if reward == "votes"}
     assert not {name for name in of_votes if config["methods"][name]["update"] in rivals.NEEDS_GRADIENT}, "votes have no gradient"
     assert rivals.place_of_candidate(*rivals.candidates(config)[0], 100).name == "draft_1-0.001-0-100.parquet"
@@ -104,7 +108,7 @@ def test_a_run_is_measured_with_its_costs(rivals, config, name, expected, sd3_fo
     bench.scorer_of = lambda *_: scorer
     monkeypatch.setattr(rivals, "renders", lambda prompts: torch.rand(len(prompts), 3, 32, 32))
     method = next(m for n, m in rivals.candidates(config) if n == name) | {"prompts": 2}
-    rows = rivals.Bench.trajectory(bench, method, "truth", 0, 1, bench.train[:3], times=3)
+    rows = rivals.Bench.trajectory(bench, method, "truth", 1, 0, bench.train[:3], times=3)
     assert sorted(rows.step.unique()) == [0, 1, 2, 3] and len(rows) == 12
     assert set(rivals.rivals_tables.MEASURES) <= set(rows) and rows.notna().all().all()
     spent = rows.groupby("step")[["equivalents", "rewards", "reward_gradients", "seconds"]].first()
@@ -198,7 +202,7 @@ def test_seconds_are_those_of_one_machine(rivals, tmp_path, monkeypatch):
     tables = rivals.rivals_tables
     monkeypatch.setattr(tables, "SECONDS", tmp_path / "seconds.csv")
     tables.write_seconds([(("dpo", "truth"), 0.5), (("dpo", "votes"), 0.25)])
-    rows = tables.timed(pd.concat([a_run("dpo", 0, 0.4), a_run("dpo", 1, 0.4, "votes")]))
+    rows = tables.timed(pd.concat([a_run("dpo", 0, 0.4), a_run("dpo", 1, 0.4, "votes_longer")]))
     assert rows.groupby(["reward_name", "step"]).seconds.first().tolist() == [0, 1, 2, 0, 0.5, 1]
     assert tables.timed(rows).equals(rows)
     with pytest.raises(ValueError, match="no seconds of kto-truth in .*seconds.csv: python study/rivals.py time"):
