@@ -13,6 +13,7 @@ ROWS, SEARCH, SECONDS = Path("study/rivals_rows.parquet"), Path("study/rivals_se
 RUN = ["method", "reward_name", "seed"]
 MEASURES = ("utility", "reward", "alignment", "richness", "artefact")
 BUDGETS = {"equivalents": (2000, 4000, 8000, 16000, 32000), "rewards": (200, 400), "seconds": (10, 20, 30)}  # of a run, which goes on
+ENDS = {("equivalents", 8000), ("equivalents", 32000)}  # where the table has all measures, elsewhere the utility alone
 LONGER = "_longer"  # at the end of a reward's name, of runs with a larger budget
 LOST_ALIGNMENT, LOST_UTILITY = 0.15, 0.3  # below the untuned generator's: collapsed
 
@@ -67,15 +68,15 @@ def done() -> set[tuple[str, str, int]]:
 # ---- equal budgets ----------------------------------------------------------------------------------------------
 
 
-def gains(rows: pd.DataFrame, cost: str, budget: float) -> pd.DataFrame:
-    """Each run's measures at this cost less those before it, between two evaluations on a straight line; a row a run, measure and prompt,
+def gains(rows: pd.DataFrame, cost: str, budget: float, measures=MEASURES) -> pd.DataFrame:
+    """Each run's `measures` at this cost less those before it, between two evaluations on a straight line; a row a run, measure and prompt,
     in the columns of `results`. Runs that ended with less are left out."""
     parts = []
     for run, part in rows.groupby(RUN, sort=False):
         spent = part.groupby("step")[cost].first()
         if spent.iloc[-1] < 0.98 * budget:
             continue
-        for measure in MEASURES:
+        for measure in measures:
             values = part.pivot(index="step", columns="prompt", values=measure)
             gain = [np.interp(budget, spent, values[prompt]) - values[prompt].iloc[0] for prompt in values]
             parts.append(
@@ -123,7 +124,8 @@ def main(wanted: int, runs: Path) -> None:
     rows = timed(collect(runs))
     stages = {reward: sorted(part.method.unique()) for reward, part in rows.groupby("reward_name", sort=False)}
     budgets = [(cost, budget) for cost, several in BUDGETS.items() for budget in several]
-    values = pd.concat([gains(rows, *budget) for budget in budgets], ignore_index=True)
+    parts = [gains(rows, *budget, MEASURES if budget in ENDS else ("utility",)) for budget in budgets]
+    values = pd.concat(parts, ignore_index=True)
     found = results.summarise(values, stages, "draft_1")
     results.write(found.assign(estimand=results.ESTIMAND), "study/rivals.csv")
     results.write(per_run(rows), "study/rivals_runs.csv")
