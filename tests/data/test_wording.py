@@ -1,5 +1,7 @@
 """What a refined prompt must keep of the easy one, and prompts with one word changed."""
 
+import re
+
 import open_clip
 import pytest
 import torch
@@ -78,10 +80,19 @@ def test_a_hard_negative_changes_one_unit_and_stays_a_sentence(scenes):
     prompts = grammar.captions(scenes)
     negatives = [wording.hard_negative(p, 0, CLASSES) for p in prompts]
     grammar.parse(negatives, torch.Generator())
-    units = lambda prompt: prompt.replace("left of", "left-of").split()
+    units = lambda prompt: [word for word in prompt.replace("left of", "left-of").split() if word not in ("a", "an")]
     assert {sum(a != b for a, b in zip(units(p), units(n))) for p, n in zip(prompts, negatives)} == {1}
+    assert not [n for n in negatives for article, word in re.findall(r"\b(an?) (\w)", n) if (article == "an") != (word in "aeiou")]
+    assert any(p.split()[0] != n.split()[0] and p.split()[0] in ("a", "an") for p, n in zip(prompts, negatives))
     assert negatives == [wording.hard_negative(p, 0, CLASSES) for p in prompts]
     assert negatives != [wording.hard_negative(p, 1, CLASSES) for p in prompts]
+
+
+def test_the_article_goes_with_the_word_that_comes_in():
+    from_orange = {wording.hard_negative("An orange\tcat, an owl and a  dog", seed) for seed in range(80)}
+    assert "A blue\tcat, an owl and a  dog" in from_orange and len(from_orange) == 10
+    to_orange = {wording.hard_negative("eat a  red apple, a banana", seed) for seed in range(80)}
+    assert {"eat an  orange apple, a banana", "eat a  blue apple, a banana"} <= to_orange and len(to_orange) == 10
 
 
 def test_hard_negatives_of_natural_prompts():

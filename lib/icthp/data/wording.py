@@ -75,8 +75,8 @@ SYNONYMS = ({"below", "under"}, {"above", "on top of"})
 
 
 def hard_negative(prompt: str, seed: int, classes=CLASSES) -> str:
-    """The prompt with one count, colour or relation changed to another of its class, "" if it has none: a semi-hard text
-    negative (TPO's idea). The choice depends on the prompt and the seed alone."""
+    """The prompt with one count, colour or relation changed to another of its class, and the article before it with it, "" if it has
+    none: a semi-hard text negative (TPO's idea). The choice depends on the prompt and the seed alone."""
     found = [(match, terms) for terms in classes for match in re.finditer(_any_of(terms), prompt, re.IGNORECASE)]
     if not found:
         return ""
@@ -84,7 +84,8 @@ def hard_negative(prompt: str, seed: int, classes=CLASSES) -> str:
     match, terms = rng.choice(found)
     old = " ".join(match[0].lower().split())
     new = rng.choice([term for term in terms if term != old and {term, old} not in SYNONYMS])
-    return prompt[: match.start()] + new + prompt[match.end() :]
+    before = re.sub(r"\b(a)n?(\s+)$", r"\1n\2" if new[0] in "aeiou" else r"\1\2", prompt[: match.start()], flags=re.IGNORECASE)
+    return before + new + prompt[match.end() :]
 
 
 def _any_of(terms) -> str:
