@@ -228,7 +228,8 @@ def jobs(config: dict) -> list[tuple[str, str, int]]:
     methods = config["methods"]
     who = {reward: methods if those == "all" else those for reward, those in config["rewards"].items()}
     of_values = [name for name, method in methods.items() if method["update"] not in NEEDS_GRADIENT]
-    who |= {f"{reward}{rivals_tables.LONGER}": of_values for reward in config["longer"]["rewards"]}
+    longer = config["longer"]["rewards"].items()
+    who |= {f"{reward}{rivals_tables.LONGER}": of_values if those == "all" else those for reward, those in longer}
     return [(method, reward, seed) for reward, those in who.items() for seed in config["bench"]["seeds"] for method in those]
 
 

@@ -45,7 +45,7 @@ def test_the_bench_is_as_large_as_it_says(rivals, config):
     assert len(jobs) == len(set(jobs)) >= 240 and {seed for *_, seed in jobs} == {0, 1, 2}
     for reward in ("truth", "icthp"):
         assert {method for method, of, _ in jobs if of == reward} == set(config["methods"])
-    longer = {method for method, of, _ in jobs if of == "icthp_longer"}
+    longer = {method for method, of, _ in jobs if of == "truth_longer"}
     assert longer == {name for name, method in config["methods"].items() if method["update"] not in rivals.NEEDS_GRADIENT}
     assert rivals.settings(config, {"lr": 4e-3}, "truth_longer") == ({"lr": 2e-3}, "truth", config["longer"]["budget"])
     assert rivals.settings(config, {"lr": 4e-3}, "votes") == ({"lr": 4e-3}, "votes", config["bench"]["budget"])
