@@ -263,7 +263,7 @@ def main(argv: list[str]) -> None:
     if argv == ["second_detector"]:
         return train_second_detector(config["second_detector"])
     if argv == ["table"]:
-        return rivals_tables.main(len(jobs(config)), RUNS)
+        return rivals_tables.main(config, len(jobs(config)), RUNS)
     bench = Bench(config, params["shared"], params["draft"])
     own, search = config["bench"], config["search"]
     if argv == ["search"]:

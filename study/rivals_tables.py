@@ -13,7 +13,6 @@ ROWS, SEARCH, SECONDS = Path("study/rivals_rows.parquet"), Path("study/rivals_se
 RUN = ["method", "reward_name", "seed"]
 MEASURES = ("utility", "reward", "alignment", "richness", "artefact")
 BUDGETS = {"equivalents": (2000, 4000, 8000, 16000, 32000), "rewards": (200, 400), "seconds": (10, 20, 30)}  # of a run, which goes on
-ENDS = {("equivalents", 8000), ("equivalents", 32000)}  # where the table has all measures, elsewhere the utility alone
 LONGER = "_longer"  # at the end of a reward's name, of runs with a larger budget
 LOST_ALIGNMENT, LOST_UTILITY = 0.15, 0.3  # below the untuned generator's: collapsed
 
@@ -120,11 +119,12 @@ def write_search(folder: Path) -> None:
     results.write(found.sort_values("run", ignore_index=True), str(SEARCH))
 
 
-def main(wanted: int, runs: Path) -> None:
+def main(config: dict, wanted: int, runs: Path) -> None:
     rows = timed(collect(runs))
     stages = {reward: sorted(part.method.unique()) for reward, part in rows.groupby("reward_name", sort=False)}
     budgets = [(cost, budget) for cost, several in BUDGETS.items() for budget in several]
-    parts = [gains(rows, *budget, MEASURES if budget in ENDS else ("utility",)) for budget in budgets]
+    ends = {("equivalents", config[part]["budget"]) for part in ("bench", "longer")}  # all measures there, elsewhere the utility alone
+    parts = [gains(rows, *budget, MEASURES if budget in ends else ("utility",)) for budget in budgets]
     values = pd.concat(parts, ignore_index=True)
     found = results.summarise(values, stages, "draft_1")
     results.write(found.assign(estimand=results.ESTIMAND), "study/rivals.csv")
