@@ -72,7 +72,7 @@ rivals: .venv/ready  ## the bench of notebook 08 into study/rivals*: some hours 
 	for worker in 1 2; do python study/rivals.py search & done; wait
 	for worker in 1 2; do python study/rivals.py run & done; wait
 	python study/rivals.py time
-	python study/rivals_directions.py
+	for worker in 1 2; do python study/rivals_directions.py & done; wait
 	python study/rivals.py table
 
 bench: .venv/ready

@@ -227,9 +227,7 @@ def jobs(config: dict) -> list[tuple[str, str, int]]:
     """(method, reward, seed) of every run, reward after reward, those of `longer` last, as REWARD_longer."""
     methods = config["methods"]
     who = {reward: methods if those == "all" else those for reward, those in config["rewards"].items()}
-    of_values = [name for name, method in methods.items() if method["update"] not in NEEDS_GRADIENT]
-    longer = config["longer"]["rewards"].items()
-    who |= {f"{reward}{rivals_tables.LONGER}": of_values if those == "all" else those for reward, those in longer}
+    who |= {f"{reward}{rivals_tables.LONGER}": those for reward, those in config["longer"]["rewards"].items()}
     return [(method, reward, seed) for reward, those in who.items() for seed in config["bench"]["seeds"] for method in those]
 
 

@@ -2,7 +2,7 @@
 matrices alone have one, with the gradient of the true utility through the whole chain, into study/rivals_directions.csv. The same budget of
 evaluations for each, with the knobs of the search; and what the settings of rivals.yaml are there for, in variants without them."""
 
-import sys
+from functools import cache
 
 import pandas as pd
 import results
@@ -12,7 +12,6 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from icthp import evaluation, run, tuning
 
-FILE = "study/rivals_directions.csv"
 BUDGET, REFERENCE_BUDGET, REFERENCE_SEED = 5000, 12000, 1  # evaluations of the transformer; other prompts and noise than the methods' own
 VARIANTS = {
     "dpo, any level": ("dpo", {"grid": 0}),
@@ -66,14 +65,20 @@ def main() -> None:
     torch.set_num_threads(1)
     config, params = run.read_params("study/rivals.yaml"), run.read_params()
     bench, methods = rivals.Bench(config, params["shared"], params["draft"]), rivals.chosen(config)
-    reference = gradients(bench, methods["draft_4"], REFERENCE_BUDGET, REFERENCE_SEED)[0].mean(0)
-    table = []
-    for name, method in (methods | {name: methods[of] | changed for name, (of, changed) in VARIANTS.items()}).items():
-        found, cost = gradients(bench, method, BUDGET)
-        sign = -1 if method.get("negative_guidance") else 1  # it learns what the sampler then goes away from
-        table.append({"method": name} | compare(sign * found, reference) | {"equivalents": cost})
-        print(name, table[-1], file=sys.stderr)
-    results.write(pd.DataFrame(table), FILE)
+    methods |= {name: methods[of] | changed for name, (of, changed) in VARIANTS.items()}
+    names, places = list(methods), [rivals.RUNS / "directions" / f"{name}.parquet" for name in methods]
+
+    @cache
+    def reference() -> torch.Tensor:
+        return gradients(bench, methods["draft_4"], REFERENCE_BUDGET, REFERENCE_SEED)[0].mean(0)
+
+    def make(k: int) -> pd.DataFrame:
+        found, cost = gradients(bench, methods[names[k]], BUDGET)
+        sign = -1 if methods[names[k]].get("negative_guidance") else 1  # it learns what the sampler then goes away from
+        return pd.DataFrame([{"method": names[k]} | compare(sign * found, reference()) | {"equivalents": cost}])
+
+    rivals.do_all(places, make)
+    results.write(pd.concat(map(pd.read_parquet, places)), str(rivals.rivals_tables.DIRECTIONS))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ import results
 from icthp import files, microworld
 
 ROWS, SEARCH, SECONDS = Path("study/rivals_rows.parquet"), Path("study/rivals_search.csv"), Path("study/rivals_seconds.csv")
+TABLE, DIRECTIONS = Path("study/rivals.csv"), Path("study/rivals_directions.csv")
 RUN = ["method", "reward_name", "seed"]
 MEASURES = ("utility", "reward", "alignment", "richness", "artefact")
-BUDGETS = {"equivalents": (2000, 4000, 8000, 16000, 32000), "rewards": (200, 400), "seconds": (10, 20, 30)}  # of a run, which goes on
+BUDGETS = {"equivalents": (2000, 4000, 8000, 16000, 24000), "rewards": (200, 400), "seconds": (10, 20, 30)}  # of a run, which goes on
 LONGER = "_longer"  # at the end of a reward's name, of runs with a larger budget
 LOST_ALIGNMENT, LOST_UTILITY = 0.15, 0.3  # below the untuned generator's: collapsed
 
@@ -69,11 +70,12 @@ def done() -> set[tuple[str, str, int]]:
 
 def gains(rows: pd.DataFrame, cost: str, budget: float, measures=MEASURES) -> pd.DataFrame:
     """Each run's `measures` at this cost less those before it, between two evaluations on a straight line; a row a run, measure and prompt,
-    in the columns of `results`. Runs that ended with less are left out."""
+    in the columns of `results`. Runs that ended with less are left out, but for some percent: a run's steps are counted by the cost of its
+    first three, and some methods draw theirs."""
     parts = []
     for run, part in rows.groupby(RUN, sort=False):
         spent = part.groupby("step")[cost].first()
-        if spent.iloc[-1] < 0.98 * budget:
+        if spent.iloc[-1] < 0.9 * budget:
             continue
         for measure in measures:
             values = part.pivot(index="step", columns="prompt", values=measure)
@@ -127,6 +129,6 @@ def main(config: dict, wanted: int, runs: Path) -> None:
     parts = [gains(rows, *budget, MEASURES if budget in ends else ("utility",)) for budget in budgets]
     values = pd.concat(parts, ignore_index=True)
     found = results.summarise(values, stages, "draft_1")
-    results.write(found.assign(estimand=results.ESTIMAND), "study/rivals.csv")
+    results.write(found.assign(estimand=results.ESTIMAND), str(TABLE))
     results.write(per_run(rows), "study/rivals_runs.csv")
     print(f"{len(rows.groupby(RUN))} of {wanted} runs are done")
