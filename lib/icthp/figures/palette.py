@@ -1,4 +1,4 @@
-"""The style of all figures, colour-blind safe: what a scorer or generator is called, its colour and marker."""
+"""The style of all figures, colour-blind safe: what a scorer, generator or way to tune is called, its colour and marker."""
 
 import matplotlib as mpl
 import seaborn as sns
@@ -10,10 +10,17 @@ NAMES = {"clip": "CLIP", "pickscore": "PickScore", "ict": "ICT", "hp": "HP", "ic
          "imagereward": "ImageReward", "hpsv2": "HPS v2", "aesthetic": "Aesthetic", "random": "random",
          "ict_text": "ICT's text tower", "ict_text_alone": "ICT's tower alone",
          "first_alone": "first encoder alone", "second_alone": "second encoder alone"}  # fmt: skip
+NAMES |= {name: name.upper() for name in ("srpo", "rsm", "dpo", "ipo", "dmpo", "sdpo", "npo", "pso", "tpo", "dcpo", "crd", "kto", "rwr",
+                                          "awm", "dgpo", "nft", "spo")}  # fmt: skip
+NAMES |= {"draft_1": "DRaFT-1", "draft_4": "DRaFT-K", "draft_4_anchored": "DRaFT-K, anchored", "draft_lv": "DRaFT-LV", "refl": "ReFL",
+          "image_refl": "ImageReFL", "drtune": "DRTune", "flowbp_sparse": "FlowBP-Sparse", "smpo": "SmPO", "rank_dpo": "RankDPO",
+          "mapo": "MaPO", "best_of_n": "best of n", "flow_grpo": "Flow-GRPO", "dance_grpo": "DanceGRPO", "cps_grpo": "GRPO, CPS",
+          "pref_grpo": "Pref-GRPO", "grpo_guard": "GRPO-Guard", "pso_online": "PSO online", "step_1_of_4": "step 1 of 4 alone",
+          "step_2_of_4": "step 2 of 4 alone", "step_3_of_4": "step 3 of 4 alone"}  # of ways to tune  # fmt: skip
 
 
 def label(name: str) -> str:
-    """What a scorer or generator is called in figures; of a class in a file, FILE.py:CLASS, the class."""
+    """What a scorer, generator or way to tune is called in figures; of a class in a file, FILE.py:CLASS, the class."""
     return NAMES.get(name, name.rpartition(":")[2])
 
 
