@@ -55,6 +55,14 @@ class Table:
     def mean(self, *key: str, digits: int = 2) -> str:
         return f"{self.rows.loc[key, 'mean']:.{digits}f}"
 
+    def best_first(self, stage: str, measure: str) -> list[str]:
+        """The stage's rows, the highest mean first."""
+        return self.rows.xs((stage, measure), level=("stage", "measure"))["mean"].sort_values(ascending=False).index.tolist()
+
+    def above_zero(self, stage: str, measure: str) -> list[str]:
+        """Those of them whose interval lies above 0."""
+        return [row for row in self.best_first(stage, measure) if self.rows.loc[(stage, row, measure), "mean_low"] > 0]
+
     def ratio(self, row: str, peer: str, measure: str, stage: str = "tuning") -> str:
         return f"{self.rows.loc[(stage, row, measure), 'mean'] / self.rows.loc[(stage, peer, measure), 'mean']:.1f}"
 
@@ -77,6 +85,12 @@ def votes(file) -> list[dict]:
     return rows.agg(lambda chosen: ", ".join(map(str, chosen))).reset_index().to_dict("records")
 
 
+def of_gradient(runs) -> set[str]:
+    """The ways to tune that asked for the reward's gradient."""
+    runs = pd.read_csv(runs)
+    return set(runs[runs.reward_gradients > 0].method)
+
+
 def seconds(ms: float) -> str:
     return f"{ms / 1000:.2f} s" if ms >= 2000 else f"{ms:.3g} ms"
 
@@ -96,6 +110,9 @@ def facts(runs="runs", models="models", study="study", figures_folder="figures")
         "readers": votes(f"{study}/readers.csv"),
         "controls": Table(f"{study}/controls.csv"),
         "tuning": Table(f"{study}/tuning.csv"),
+        "rivals": Table(f"{study}/rivals.csv"),
+        "of_gradient": of_gradient(f"{study}/rivals_runs.csv"),
+        "rival": params.read_params(f"{study}/rivals.yaml"),
         "bench": Benchmarks(f"{study}/benchmarks/Intel-R-Xeon-R-Processor.csv"),
     }
 
