@@ -83,22 +83,23 @@ class Bench:
     def draw(self, pipe, prompts, seed):
         return tuning.generate(pipe, prompts, steps=self.shared["sampler_steps"], size=self.shared["size"], seed=seed)
 
-    def trajectory(self, method: dict, reward: str, budget: int, seed: int, prompts: list[str], times: int) -> pd.DataFrame:
-        """One run, evaluated before and `times` times: a row an evaluation and held-out prompt, with the steps and the costs until then."""
-        pipe = self.generator()
-        tuning.add_lora(pipe, self.config["bench"]["rank"], seed=seed)
+    def trajectory(self, method: dict, reward: str, own: dict, seed: int) -> pd.DataFrame:
+        """One run, evaluated before and `evaluations` times: a row an evaluation and held-out prompt, with the steps and the costs until
+        then. own: what `bench` of rivals.yaml holds, as it is in force here."""
+        pipe, prompts, times = self.generator(), self.test[slice(*own["held_out"])], own["evaluations"]
+        tuning.add_lora(pipe, own["rank"], seed=seed)
         scorer, update = self.scorer_of(method, reward), self.update_of(method)
         inputs = inputs_of(method, pipe)
         options = {"batch": method["prompts"], "lr": method["lr"], "schedule": "constant", "weight_decay": 0.0, "betas": (0.9, 0.999),
-                   "ema": self.config["bench"]["ema"], "seed": seed, "inputs": inputs, "label": f"{method['update']} {reward}"}  # fmt: skip
+                   "ema": own["ema"], "seed": seed, "inputs": inputs, "label": f"{method['update']} {reward}"}  # fmt: skip
         key = repr(method)
         if key not in self.equivalents:
             self.equivalents[key] = self.costs_of_a_step(update, method, scorer)[0]
-        steps = max(times, round(budget / self.equivalents[key]))
+        steps = max(times, round(own["budget"] / self.equivalents[key]))
         costs, evaluations = tuning.Costs(), []
 
         def evaluate(_, step: int) -> float:
-            evaluations.append(self.measure(pipe, method, scorer, prompts, seed).assign(step=step + 1, **costs.as_dict()))
+            evaluations.append(self.measure(pipe, method, scorer, prompts, own["pictures"], seed).assign(step=step + 1, **costs.as_dict()))
             return 0.0
 
         every = -(-steps // times)
@@ -132,10 +133,10 @@ class Bench:
         return rivals_rewards.reward_of(reward, method["update"] in NEEDS_GRADIENT, self.base, self.train[:64], self.shared)
 
     @torch.no_grad()
-    def measure(self, pipe, method: dict, scorer, prompts: list[str], seed: int) -> pd.DataFrame:
-        """rivals_tables.MEASURES of each held-out prompt, the means of its pictures; of a picture of each together their Vendi score over
-        their number, and of some prompts the mean squared distance of the velocity from the untuned one."""
-        guidance, count = method.get("negative_guidance", 0.0), self.config["bench"]["pictures"]
+    def measure(self, pipe, method: dict, scorer, prompts: list[str], count: int, seed: int) -> pd.DataFrame:
+        """rivals_tables.MEASURES of each held-out prompt, the means of `count` pictures; of a picture of each together their Vendi score
+        over their number, and of some prompts the mean squared distance of the velocity from the untuned one."""
+        guidance = method.get("negative_guidance", 0.0)
         with negative.negative_branch(pipe.transformer, guidance) if guidance else torch.no_grad():
             pixels = self.draw(pipe, prompts * count, 1000 * (seed + 1))
         values = microworld.read_qualities(self.second_detector, pixels, rivals_rewards.scenes_of(prompts * count))
@@ -231,12 +232,12 @@ def jobs(config: dict) -> list[tuple[str, str, int]]:
     return [(method, reward, seed) for reward, those in who.items() for seed in config["bench"]["seeds"] for method in those]
 
 
-def settings(config: dict, method: dict, reward: str) -> tuple[dict, str, int]:
-    """(method, reward, budget) of a run, of a longer one with its own learning rate and budget."""
+def settings(config: dict, method: dict, reward: str) -> tuple[dict, str, dict]:
+    """(method, reward, what `bench` holds) of a run; of a longer one with its learning rate, and what `longer` holds in the place of it."""
     if not reward.endswith(rivals_tables.LONGER):
-        return method, reward, config["bench"]["budget"]
-    longer = config["longer"]
-    return method | {"lr": method["lr"] * longer["lr_factor"]}, reward.removesuffix(rivals_tables.LONGER), longer["budget"]
+        return method, reward, config["bench"]
+    own = config["bench"] | config["longer"]
+    return method | {"lr": method["lr"] * own["lr_factor"]}, reward.removesuffix(rivals_tables.LONGER), own
 
 
 def do_all(places: list[Path], make, earlier=frozenset()) -> None:
@@ -263,21 +264,19 @@ def main(argv: list[str]) -> None:
     if argv == ["table"]:
         return rivals_tables.main(config, len(jobs(config)), RUNS)
     bench = Bench(config, params["shared"], params["draft"])
-    own, search = config["bench"], config["search"]
     if argv == ["search"]:
-        prompts = bench.test[own["held_out"] : 2 * own["held_out"]]
+        search = config["search"]
         first, *others = search["seeds"]
         for tried_of, seeds in ((first_round, [first]), (second_round, [first]), (third_round, others)):
             tried, done = [(*candidate, seed) for seed in seeds for candidate in tried_of(config)], rivals_tables.searched()
             do_all([place_of_candidate(*one) for one in tried],
-                   lambda k, tried=tried: bench.trajectory(tried[k][1], "truth", own["budget"], tried[k][2], prompts, 1),
+                   lambda k, tried=tried: bench.trajectory(tried[k][1], "truth", config["bench"] | search, tried[k][2]),
                    {k for k, one in enumerate(tried) if place_of_candidate(*one).stem in done})  # fmt: skip
             rivals_tables.write_search(RUNS / "search")
     elif argv == ["run"]:
-        methods, todo, common = chosen(config), jobs(config), (bench.test[: own["held_out"]], own["evaluations"])
-        done = rivals_tables.done()
+        methods, todo, done = chosen(config), jobs(config), rivals_tables.done()
         do_all([RUNS / f"{method}-{reward}-{seed}.parquet" for method, reward, seed in todo],
-               lambda k: bench.trajectory(*settings(config, methods[todo[k][0]], todo[k][1]), todo[k][2], *common),
+               lambda k: bench.trajectory(*settings(config, methods[todo[k][0]], todo[k][1]), todo[k][2]),
                {k for k, job in enumerate(todo) if job in done})  # fmt: skip
     elif argv == ["time"]:
         methods = chosen(config)

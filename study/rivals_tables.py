@@ -86,6 +86,20 @@ def gains(rows: pd.DataFrame, cost: str, budget: float, measures=MEASURES) -> pd
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=results.COLUMNS)
 
 
+def stopped(rows: pd.DataFrame, measure: str = "utility") -> pd.DataFrame:
+    """Each run's `measure` where its own reward was highest on the way, less that before, as `gains` gives them: of each half of the
+    prompts at the evaluation that the other half prefers, so that no picture is both asked and measured."""
+    parts = []
+    for run, part in rows.groupby(RUN, sort=False):
+        values, rewards = (part.pivot(index="step", columns="prompt", values=name) for name in (measure, "reward"))
+        gain, half = np.empty(len(values.columns)), np.arange(len(values.columns)) % 2
+        for one in (0, 1):
+            best = rewards.loc[:, half != one].mean(axis=1).to_numpy().argmax()
+            gain[half == one] = (values.iloc[best] - values.iloc[0])[half == one]
+        parts.append(results.rows_of(f"{measure}@stopped", values.columns, gain).assign(stage=run[1], row=run[0], seed=run[2]))
+    return pd.concat(parts, ignore_index=True)
+
+
 def per_run(rows: pd.DataFrame) -> pd.DataFrame:
     """A row a run: what it ended with, its costs, and the equivalents at its first collapsed evaluation (NaN where there is none)."""
     table = []
@@ -127,7 +141,7 @@ def main(config: dict, wanted: int, runs: Path) -> None:
     budgets = [(cost, budget) for cost, several in BUDGETS.items() for budget in several]
     ends = {("equivalents", config[part]["budget"]) for part in ("bench", "longer")}  # all measures there, elsewhere the utility alone
     parts = [gains(rows, *budget, MEASURES if budget in ends else ("utility",)) for budget in budgets]
-    values = pd.concat(parts, ignore_index=True)
+    values = pd.concat([*parts, stopped(rows)], ignore_index=True)
     found = results.summarise(values, stages, "draft_1")
     results.write(found.assign(estimand=results.ESTIMAND), str(TABLE))
     results.write(per_run(rows), "study/rivals_runs.csv")
