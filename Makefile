@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 export DVC_NO_ANALYTICS := 1
-STORY := 00_playground 01_scoring_paradox 01b_explanations 02_pick_high 03_train_ict 04_train_hp 05_draft_k 06_evaluate 07_figures
+STORY := 00_playground 01_scoring_paradox 01b_explanations 02_pick_high 03_train_ict 04_train_hp 05_draft_k 06_evaluate 07_figures 08_rivals
 APPENDIX := A1_build_microworld A2_score_your_images A3_benchmarks A4_published_data A5_your_own_reward
 LAB := tests/test_lab.py tests/test_lab_paper.py tests/test_plan.py
 

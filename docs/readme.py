@@ -91,6 +91,14 @@ def of_gradient(runs) -> set[str]:
     return set(runs[runs.reward_gradients > 0].method)
 
 
+def bench_of(file) -> dict:
+    """What the bench of ways to tune holds: budgets and how many prompts it measures."""
+    found = params.read_params(file)
+    own, longer = found["bench"], found["longer"]
+    prompts = {name: part["held_out"][1] - part["held_out"][0] for name, part in (("prompts", own), ("longer_prompts", longer))}
+    return {"budget": own["budget"], "longer": longer["budget"], "end": f"equivalents={own['budget']}"} | prompts
+
+
 def seconds(ms: float) -> str:
     return f"{ms / 1000:.2f} s" if ms >= 2000 else f"{ms:.3g} ms"
 
@@ -112,7 +120,8 @@ def facts(runs="runs", models="models", study="study", figures_folder="figures")
         "tuning": Table(f"{study}/tuning.csv"),
         "rivals": Table(f"{study}/rivals.csv"),
         "of_gradient": of_gradient(f"{study}/rivals_runs.csv"),
-        "rival": params.read_params(f"{study}/rivals.yaml"),
+        "trial": bench_of(f"{study}/rivals.yaml"),
+        "listing": lambda names: figures.listing(names) or "none",
         "bench": Benchmarks(f"{study}/benchmarks/Intel-R-Xeon-R-Processor.csv"),
     }
 
