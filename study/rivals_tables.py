@@ -142,7 +142,7 @@ def main(config: dict, wanted: int, runs: Path) -> None:
     ends = {("equivalents", config[part]["budget"]) for part in ("bench", "longer")}  # all measures there, elsewhere the utility alone
     parts = [gains(rows, *budget, MEASURES if budget in ends else ("utility",)) for budget in budgets]
     values = pd.concat([*parts, stopped(rows)], ignore_index=True)
-    found = results.summarise(values, stages, "draft_1")
+    found = results.summarise(values, stages, "draft_1").drop(columns="minus_p_given_trainings", errors="ignore")
     results.write(found.assign(estimand=results.ESTIMAND), str(TABLE))
     results.write(per_run(rows), "study/rivals_runs.csv")
     print(f"{len(rows.groupby(RUN))} of {wanted} runs are done")
