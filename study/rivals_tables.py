@@ -13,7 +13,7 @@ ROWS, SEARCH, SECONDS = Path("study/rivals_rows.parquet"), Path("study/rivals_se
 TABLE, DIRECTIONS = Path("study/rivals.csv"), Path("study/rivals_directions.csv")
 RUN = ["method", "reward_name", "seed"]
 MEASURES = ("utility", "reward", "alignment", "richness", "artefact")
-BUDGETS = {"equivalents": (4000, 8000, 16000, 24000), "rewards": (400,), "seconds": (10, 20)}  # of a run, which goes on
+BUDGETS = {"equivalents": (8000, 24000), "rewards": (400,), "seconds": (10, 20)}  # of a run, which goes on
 LONGER = "_longer"  # at the end of a reward's name, of runs with a larger budget
 LOST_ALIGNMENT, LOST_UTILITY = 0.15, 0.3  # below the untuned generator's: collapsed
 
